@@ -1,0 +1,219 @@
+"""Options of a command: a dataclass filled from YAML and the command line; errors in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import sys
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+T = TypeVar("T")
+
+_EXPECTED = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    Path: "a path",
+    list: "a list",
+    tuple: "a list",
+    dict: "a mapping such as '{\"key\": 1}'",
+    type(None): "null",
+}
+
+
+class UserError(Exception):
+    """Something the user can mend; the message is one line: what is wrong, where, the remedy."""
+
+
+def nearest(key: str, known: Iterable[str]) -> str | None:
+    """The known name most like `key`, None where none is like it."""
+    names = {name.lower().replace("-", "_"): name for name in known}
+    close = difflib.get_close_matches(key.lower().replace("-", "_"), names, n=1, cutoff=0.5)
+    return names[close[0]] if close else None
+
+
+def unknown(what: str, key: str, known: Iterable[str]) -> UserError:
+    """The error for a name that does not exist; it shows the nearest one that does, else all."""
+    known = sorted(known)
+    near = nearest(key, known)
+    hint = f"did you mean `{near}`?" if near else f"known: {', '.join(known) or 'none'}"
+    return UserError(f"unknown {what} `{key}`; {hint}")
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        UserError: The file is missing, not YAML, or not a mapping with names as keys.
+    """
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    loaded = {} if loaded is None else loaded
+    if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
+        raise UserError(f"{path} must hold `key: value` lines, got a {type(loaded).__name__}")
+    return loaded
+
+
+def parse(options: type[T], argv: Sequence[str], program: str, about: str | None = None) -> T:
+    """Fills a dataclass: its defaults, then the file after `--config`, then the command line.
+
+    Args:
+        options: A dataclass; a field without default is required, and its metadata may hold `help`.
+        argv: Words after the command: `--key value`, `--key=value`, `--flag`, `--key a b` for a
+            list, JSON for a dict. `-` and `_` in keys are the same; the last of equal keys wins.
+        program: The command as it is typed, for messages.
+        about: What `--help` says first; the dataclass's docstring by default.
+
+    Raises:
+        UserError: A key is unknown or missing, or a value has the wrong type.
+        SystemExit: After `--help`.
+    """
+    fields = {f.name: f for f in dataclasses.fields(options) if f.init}  # type: ignore[arg-type]
+    kinds = get_type_hints(options)
+    if {"-h", "--help"} & set(argv):
+        sys.stdout.write(_help(fields, kinds, program, about or options.__doc__ or ""))
+        raise SystemExit(0)
+    flags = _flags(argv, program)
+    values: dict[str, Any] = {}
+    for path in flags.pop("config", []):
+        for name, value in load_yaml(path).items():
+            if name not in fields:
+                raise unknown(f"key in {path}", name, fields)
+            values[name] = _convert(value, kinds[name], f"{path}: `{name}`")
+    for name, words in flags.items():
+        if name not in fields:
+            raise unknown(f"option of `{program}`", f"--{name}", [f"--{known}" for known in fields])
+        values[name] = _from_words(words, kinds[name], f"`--{name}`")
+    for name, field in fields.items():
+        if name not in values and _required(field):
+            told = field.metadata.get("help", "required")
+            raise UserError(f"`{program}` needs `--{name}` ({told}); see `{program} --help`")
+    try:
+        return options(**values)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> None:
+    """Calls a command's `main` and ends the process: 0, or 2 with one line about what to mend.
+
+    Args:
+        main: Takes the words after the command.
+        argv: Those words; the process's own by default.
+    """
+    try:
+        main(list(sys.argv[1:] if argv is None else argv))
+        sys.exit(0)
+    except UserError as error:
+        message, status = str(error), 2
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        message, status = f"{error.strerror or error}{where}", 2
+    except KeyboardInterrupt:
+        message, status = "interrupted", 130
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    sys.exit(status)
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _flags(argv: Sequence[str], program: str) -> dict[str, list[str]]:
+    flags: dict[str, list[str]] = {}
+    words: list[str] | None = None
+    for word in argv:
+        if word.startswith("--") and len(word) > 2:
+            name, equals, value = word[2:].partition("=")
+            words = flags[name.replace("-", "_")] = [value] if equals else []
+        elif words is None:
+            raise UserError(f"`{program}` takes no bare word `{word}`; options are `--key value`")
+        else:
+            words.append(word)
+    return flags
+
+
+def _from_words(words: list[str], kind: Any, where: str) -> Any:
+    if not words and bool in (kind, *get_args(kind)):
+        return True
+    if len(words) != 1 and not any(_is_list(arm) for arm in (kind, *get_args(kind))):
+        raise UserError(f"{where} takes one value, got {len(words)}")
+    return _convert(words[0] if len(words) == 1 else words, kind, where)
+
+
+def _convert(value: Any, kind: Any, where: str) -> Any:
+    try:
+        return _fit(value, kind)
+    except (ValueError, TypeError, KeyError, OverflowError, yaml.YAMLError):
+        raise UserError(f"{where} expects {_describe(kind)}, got `{value}`") from None
+
+
+def _fit(value: Any, kind: Any) -> Any:
+    """The value as the type `kind`; raises ValueError and the like where it is none."""
+    origin, args = get_origin(kind) or kind, get_args(kind)
+    if origin in (Union, types.UnionType):
+        for arm in sorted(args, key=lambda arm: arm is str):  # everything fits text: try it last
+            with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError):
+                return _fit(value, arm)
+        raise ValueError(value)
+    if origin is Literal:
+        return {str(choice): choice for choice in args}[str(value)]
+    if _is_list(kind):
+        if isinstance(value, str) and value.startswith("["):
+            value = yaml.safe_load(value)
+        items = value if isinstance(value, list) else [value]
+        return origin(_fit(item, args[0] if args else Any) for item in items)
+    if isinstance(value, str) and kind not in (str, Path, Any):
+        value = yaml.safe_load(value)
+    return value if kind is Any else _fit_plain(value, origin)
+
+
+def _fit_plain(value: Any, kind: Any) -> Any:
+    if kind is float and not isinstance(value, bool):
+        return float(value)  # also from text: YAML 1.1 does not take `1e-5` for a number
+    if kind is int and not isinstance(value, bool) and float(value) == int(float(value)):
+        return value if isinstance(value, int) else int(float(value))
+    if kind is str and isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    if kind is Path:
+        return Path(value)
+    if kind in (bool, dict, type(None)) and isinstance(value, kind):
+        return value
+    raise ValueError(value)
+
+
+def _is_list(kind: Any) -> bool:
+    return (get_origin(kind) or kind) in (list, tuple)
+
+
+def _describe(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(map(_describe, get_args(kind)))
+    return _EXPECTED.get(get_origin(kind) or kind, str(kind))
+
+
+def _help(
+    fields: Mapping[str, dataclasses.Field[Any]], kinds: Mapping[str, Any], program: str, about: str
+) -> str:
+    lines = [f"usage: {program} [--config FILE.yaml] [--key value ...]", "", about.strip(), ""]
+    for name, field in fields.items():
+        kind = kinds[name]
+        shown = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+        notes = ["required" if _required(field) else "", field.metadata.get("help", "")]
+        if field.default not in (None, dataclasses.MISSING):
+            notes.append(f"default {field.default}")
+        lines.append(f"  --{name.replace('_', '-')} <{shown}>  {'; '.join(filter(None, notes))}")
+    return "\n".join(lines) + "\n"

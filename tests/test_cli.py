@@ -1,0 +1,137 @@
+"""Options from YAML and the command line, and what a user sees when they are wrong."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from alignment.cli import UserError, load_yaml, nearest, parse, run
+
+
+@dataclass
+class Options:
+    """Builds something."""
+
+    model: str = field(metadata={"help": "the model to ask"})
+    learning_rate: float = 1e-5
+    samples: int | None = None
+    resume: bool = False
+    order: Literal["both", "published"] = "both"
+    names: list[str] = field(default_factory=list)
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    output: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.samples is not None and self.samples < 1:
+            raise ValueError(f"`samples` must be at least 1, got {self.samples}")
+
+
+def options(*argv: str) -> Options:
+    return parse(Options, argv, "alignment test")
+
+
+def test_command_line_values_take_the_types_of_the_fields() -> None:
+    got = options(
+        *(
+            "--model",
+            "m",
+            "--learning-rate=5e-7",
+            "--samples",
+            "3",
+            "--resume",
+            "--order",
+            "published",
+        ),
+        *("--names", "a", "yes", "--kwargs", '{"beta": 0.1}', "--output", "out/x"),
+    )
+    assert got == Options(
+        "m", 5e-7, 3, True, "published", ["a", "yes"], {"beta": 0.1}, Path("out/x")
+    )
+
+
+def test_a_list_may_be_one_word_or_json() -> None:
+    assert options("--model", "m", "--names", "a").names == ["a"]
+    assert options("--model", "m", "--names", '["a", "b"]').names == ["a", "b"]
+
+
+def test_a_value_may_be_negative_and_a_flag_may_be_switched_off() -> None:
+    got = options("--model", "m", "--learning_rate", "-1", "--resume", "false", "--samples", "null")
+    assert (got.learning_rate, got.resume, got.samples) == (-1.0, False, None)
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: from_file\nlearning_rate: 5e-7\nsamples: 4\nnames: [a]\n")
+    got = options("--config", str(path), "--samples", "2")
+    assert (got.model, got.learning_rate, got.samples, got.names) == ("from_file", 5e-7, 2, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--modle", "m"), "unknown option of `alignment test` `--modle`; did you mean `--model`?"),
+        ((), "`alignment test` needs `--model` (the model to ask); see `alignment test --help`"),
+        (("--model", "m", "--samples", "3.5"), "`--samples` expects a whole number or null"),
+        (("--model", "m", "--samples", "0"), "`samples` must be at least 1, got 0"),
+        (
+            ("--model", "m", "--learning-rate", "hot"),
+            "`--learning_rate` expects a number, got `hot`",
+        ),
+        (("--model", "m", "--order", "one"), "`--order` expects one of both, published, got `one`"),
+        (("--model", "m", "--kwargs", "3"), "`--kwargs` expects a mapping"),
+        (("--model", "m", "--resume", "maybe"), "`--resume` expects true or false"),
+        (("--model", "a", "b"), "`--model` takes one value, got 2"),
+        (("m",), "`alignment test` takes no bare word `m`"),
+    ],
+)
+def test_a_wrong_option_is_named_with_its_remedy(argv: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        options(*argv)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_wrong_key_in_a_file_is_named_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: m\nlearnig_rate: 1\n")
+    with pytest.raises(UserError, match=r"unknown key in .*run\.yaml `learnig_rate`; did you mean"):
+        options("--config", str(path))
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n", "just words\n", "1: 2\n"])
+def test_a_file_that_is_no_mapping_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"run\.yaml"):
+        load_yaml(path)
+
+
+def test_help_lists_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        options("--help")
+    shown = capsys.readouterr().out
+    assert "--model <str>  required; the model to ask" in shown
+    assert "--learning-rate <float>  default 1e-05" in shown
+
+
+def test_nearest_is_none_where_nothing_is_like_it() -> None:
+    assert nearest("lerning_rate", ["learning_rate", "seed"]) == "learning_rate"
+    assert nearest("zzz", ["learning_rate", "seed"]) is None
+
+
+def test_a_user_error_becomes_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(_: list[str]) -> None:
+        raise UserError("two\nlines")
+
+    with pytest.raises(SystemExit) as ended:
+        run(main, [])
+    assert (ended.value.code, capsys.readouterr().err) == (2, "error: two lines\n")
+
+
+def test_a_missing_file_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(lambda _: Path("no/such/file").read_text(), [])
+    assert (ended.value.code, capsys.readouterr().err) == (
+        2,
+        "error: No such file or directory: no/such/file\n",
+    )
