@@ -1,0 +1,1 @@
+"""Measurements of speed and memory, each a command: `python -m benchmarks.<name>`."""

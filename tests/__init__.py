@@ -1,0 +1,1 @@
+"""Tests, and the tiny models that they share with the benchmarks."""

@@ -1,0 +1,52 @@
+"""What all tests share: no network, no telemetry, one thread, tiny models, shared files."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+ROOT = Path(__file__).resolve().parent.parent
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder of larger files outside the project; tests that ask for it skip without it."""
+    folder = Path(os.environ.get("ALIGNMENT_SHARED", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip("no shared files: set ALIGNMENT_SHARED to their folder")
+    return folder.resolve()
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A fresh tiny tokenizer with a chat template."""
+    return tiny_tokenizer()
+
+
+@pytest.fixture
+def llama() -> PreTrainedModel:
+    """A fresh tiny Llama in float32, in eval mode."""
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny Llama and its tokenizer; read only."""
+    return save_tiny(tmp_path_factory.mktemp("tiny_llama"))
