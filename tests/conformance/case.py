@@ -54,7 +54,7 @@ class Case:
     leaves: dict[str, Tensor] = field(default_factory=dict)
 
     def floats(self, name: str) -> Tensor:
-        """The input `name` in the dtype of the case, one leaf per name, so that gradients find it."""
+        """The input `name` in the dtype of the case: one leaf per name, for gradients."""
         if name not in self.leaves:
             leaf = self._tensor(name, self.dtype)
             self.leaves[name] = leaf.requires_grad_(name in self.expected.get("grads", {}))

@@ -1,0 +1,1 @@
+"""Training objectives: one method, one file, named after the method."""

@@ -1,0 +1,441 @@
+"""The contract between the core and a method: small tensors in, sums and counts out.
+
+An objective never sees a model, a padded position or a vocabulary. It is handed the log-probs of
+the response tokens of some whole groups and returns, for each term of its loss, one sum and one
+count per group. Counts come from labels alone, so a trainer can add them up over an accumulation
+window and all processes before the first forward; the loss then depends on neither micro-batches
+nor packing nor the number of processes.
+
+Shape letters: G groups, R responses, N response tokens, D divergences.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import math
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor
+
+Need = Literal["reference", "teacher", "reward", "role", "pairs", "twin"]
+
+
+class Progress(NamedTuple):
+    """Where training stands; schedules read it.
+
+    Attributes:
+        step: Optimiser steps finished.
+        max_steps: Optimiser steps of the whole run.
+        epoch: Epochs finished, a fraction inside an epoch.
+        epochs: Epochs of the whole run.
+    """
+
+    step: int = 0
+    max_steps: int = 1
+    epoch: float = 0.0
+    epochs: float = 1.0
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean kept as its two halves, so that means over parts of a batch can be added exactly.
+
+    Attributes:
+        sum: Detached scalar, the sum of the values.
+        count: Detached scalar, how many values were added.
+    """
+
+    sum: Tensor
+    count: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor) -> Mean:
+        """The mean of all entries of `values`, detached."""
+        values = values.detach()
+        return cls(values.sum(), torch.tensor(float(values.numel()), device=values.device))
+
+
+class LossTerm(NamedTuple):
+    """One mean of the loss: `scale * sum(sums) / sum(counts)`, both sums over the global batch.
+
+    Attributes:
+        sums: (G,) carries gradient; nats unless the method says otherwise.
+        counts: (G,) from labels alone, never from log-probs.
+        scale: Constant factor of the term.
+    """
+
+    sums: Tensor
+    counts: Tensor
+    scale: float = 1.0
+
+    @classmethod
+    def mean(cls, values: Tensor, scale: float = 1.0) -> LossTerm:
+        """The mean over groups of one value (G,) for each."""
+        return cls(values, torch.ones_like(values), scale)
+
+
+@dataclass(frozen=True)
+class DivergenceSpec:
+    """One per-token divergence between teacher p and student q over the whole vocabulary.
+
+    Attributes:
+        kind: Name of a divergence that `alignment.core.logps` implements.
+        skew: (R,) mixture weight of each response; may require grad.
+    """
+
+    kind: str
+    skew: Tensor
+
+
+@dataclass(frozen=True)
+class GroupTerms:
+    """What an objective sees of a batch. Padding never gets here.
+
+    Attributes:
+        logps: (N,) nats, log-prob of each response token under the policy; carries gradient.
+        response_of_token: (N,) int64, the response a token belongs to, ascending.
+        group_of_response: (R,) int64, the group a response belongs to, ascending from 0.
+        role: (R,) int64, +1 chosen / desirable / teacher's, -1 rejected / undesirable / student's,
+            0 neither.
+        reward: (R,) label from the data, higher is better; None where the data has none.
+        weight: (R,) weight of a response from the data; None where the data has none.
+        twin: (R,) int64, set on a judged view only: the index of its plain view; -1 elsewhere.
+        ref_logps: (N,) nats, detached; None where no reference was asked for.
+        teacher_logps: (N,) nats, detached; None where there is no teacher.
+        divergences: (N, D) per-token divergences in the order of `Objective.divergences`; None
+            without specs.
+        progress: Step and epoch counters.
+        state: Small tensors that `Objective.update` returned last; read only.
+
+    Raises:
+        ValueError: A tensor has another shape or type than stated, or ids do not ascend.
+    """
+
+    logps: Tensor
+    response_of_token: Tensor
+    group_of_response: Tensor
+    role: Tensor
+    reward: Tensor | None = None
+    weight: Tensor | None = None
+    twin: Tensor | None = None
+    ref_logps: Tensor | None = None
+    teacher_logps: Tensor | None = None
+    divergences: Tensor | None = None
+    progress: Progress = Progress()
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        tokens, responses = (self.logps.numel(),), (self.group_of_response.numel(),)
+        expected = {
+            "logps": tokens,
+            "response_of_token": tokens,
+            "ref_logps": tokens,
+            "teacher_logps": tokens,
+            "group_of_response": responses,
+            "role": responses,
+            "reward": responses,
+            "weight": responses,
+            "twin": responses,
+        }
+        for name, shape in expected.items():
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape) != shape:
+                raise ValueError(
+                    f"GroupTerms.{name} has shape {tuple(value.shape)}, expected {shape}"
+                )
+        if self.divergences is not None and self.divergences.shape[:1] != tokens:
+            raise ValueError(
+                f"GroupTerms.divergences has shape {tuple(self.divergences.shape)}, "
+                f"expected ({tokens[0]}, D)"
+            )
+        for name, count in (("response_of_token", responses[0]), ("group_of_response", None)):
+            ids = getattr(self, name)
+            if ids.dtype != torch.int64:
+                raise ValueError(f"GroupTerms.{name} must be int64, got {ids.dtype}")
+            if count is None and (ids.numel() == 0 or ids[0] != 0 or (ids.diff() > 1).any()):
+                raise ValueError(f"GroupTerms.{name} must count up from 0 without gaps")
+            if (ids.diff() < 0).any() or (count is not None and (ids >= count).any()):
+                raise ValueError(f"GroupTerms.{name} must ascend and stay below {count}")
+
+    @property
+    def num_groups(self) -> int:
+        """G, the number of groups."""
+        return int(self.group_of_response[-1]) + 1
+
+    @property
+    def num_responses(self) -> int:
+        """R, the number of responses."""
+        return self.group_of_response.numel()
+
+    @property
+    def group_of_token(self) -> Tensor:
+        """(N,) int64, the group a token belongs to."""
+        return self.group_of_response[self.response_of_token]
+
+
+@dataclass(frozen=True)
+class ObjectiveOutput:
+    """What an objective returns.
+
+    Attributes:
+        terms: The loss is the sum of these means, or their mean if `averages_terms`.
+        metrics: Detached means to log, under TRL's names.
+        parts: Intermediate values by name, for tests against the authors' numbers.
+        statistics: Detached means that `Objective.update` gets, reduced over the global batch.
+        averages_terms: The loss is the mean over the terms that something in the global batch
+            counts for, instead of the sum over all terms.
+    """
+
+    terms: tuple[LossTerm, ...]
+    metrics: Mapping[str, Mean] = field(default_factory=dict)
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    statistics: Mapping[str, Mean] = field(default_factory=dict)
+    averages_terms: bool = False
+
+    def counts(self) -> Tensor:
+        """(T,) float64, the count of each term summed over the groups at hand."""
+        return torch.stack([term.counts.sum().double() for term in self.terms])
+
+    def loss(self, counts: Tensor | None = None) -> Tensor:
+        """The scalar loss, or this call's share of it.
+
+        Args:
+            counts: (T,) count of each term over the global batch; None takes the groups at hand
+                for it.
+
+        Returns:
+            Scalar. Shares of calls that split one global batch add up to the loss of that batch.
+            A term that nothing counts for contributes zero.
+        """
+        counts = (self.counts() if counts is None else counts).to(self.terms[0].sums)
+        shares = [
+            term.scale * term.sums.sum() / count if count > 0 else 0.0 * term.sums.sum()
+            for term, count in zip(self.terms, counts, strict=True)
+        ]
+        loss = torch.stack(shares).sum()
+        return loss / (counts > 0).sum().clamp(min=1) if self.averages_terms else loss
+
+
+@dataclass(frozen=True)
+class Objective(ABC):
+    """A training objective. Its fields are the method's hyper-parameters.
+
+    A recipe sets them under `objective_kwargs`. Values that do not fit a field's annotation (a
+    number, a `Literal`) are refused here; ranges are the subclass's to check.
+
+    Raises:
+        ValueError: A hyper-parameter is of the wrong kind; field, value and remedy are named.
+    """
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for known in fields(self):
+            hint, value = hints[known.name], getattr(self, known.name)
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                remedy = f"choose one of {', '.join(map(repr, get_args(hint)))}"
+            elif hint is float and not _is_number(value):
+                remedy = "write a finite number (YAML reads 1e-4 as text: write 1.0e-4)"
+            elif hint is bool and not isinstance(value, bool):
+                remedy = "write true or false"
+            else:
+                continue
+            raise ValueError(f"{type(self).__name__}.{known.name} is {value!r}: {remedy}")
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the method reads beside the policy's log-probs.
+
+        `reference`, `teacher`, `reward`, `role` (every response is +1 or -1), `pairs` (one chosen
+        and one rejected response per group) or `twin`. A subclass sets it as a class variable, or
+        as a property where it depends on its fields.
+        """
+        return frozenset()
+
+    @abstractmethod
+    def __call__(self, terms: GroupTerms) -> ObjectiveOutput:
+        """Computes the terms of the loss for the groups in `terms`."""
+
+    def divergences(self, terms: GroupTerms) -> tuple[DivergenceSpec, ...]:
+        """The divergences to compute, given log-probs of policy and teacher; none by default."""
+        return ()
+
+    def update(
+        self, state: Mapping[str, Tensor], statistics: Mapping[str, Mean]
+    ) -> Mapping[str, Tensor]:
+        """The next state, called once per optimiser step with globally reduced statistics; pure."""
+        return state
+
+    def initial_loss(self, terms: GroupTerms) -> float | None:
+        """The loss that labels alone predict where the policy equals the reference.
+
+        The preflight compares the first step with it.
+
+        Returns:
+            Nats, or None where the loss depends on the policy even then.
+        """
+        return None
+
+
+def sum_tokens(values: Tensor, terms: GroupTerms) -> Tensor:
+    """(R,) sum of per-token `values` (N,) over each response."""
+    return values.new_zeros(terms.num_responses).index_add(0, terms.response_of_token, values)
+
+
+def count_tokens(terms: GroupTerms) -> Tensor:
+    """(R,) number of tokens of each response, in the dtype of the log-probs."""
+    return torch.bincount(terms.response_of_token, minlength=terms.num_responses).to(terms.logps)
+
+
+def mean_tokens(values: Tensor, terms: GroupTerms) -> Tensor:
+    """(R,) mean of per-token `values` (N,) over each response."""
+    return sum_tokens(values, terms) / count_tokens(terms)
+
+
+def sum_responses(values: Tensor, terms: GroupTerms) -> Tensor:
+    """(G,) sum of per-response `values` (R,) over each group."""
+    return values.new_zeros(terms.num_groups).index_add(0, terms.group_of_response, values)
+
+
+def count_responses(terms: GroupTerms) -> Tensor:
+    """(G,) number of responses of each group, in the dtype of the log-probs."""
+    return torch.bincount(terms.group_of_response, minlength=terms.num_groups).to(terms.logps)
+
+
+def group_log_softmax(scores: Tensor, terms: GroupTerms) -> Tensor:
+    """(R,) log-softmax of `scores` (R,) within each group."""
+    top = torch.full_like(scores[: terms.num_groups], -torch.inf).scatter_reduce(
+        0, terms.group_of_response, scores.detach(), "amax"
+    )
+    shifted = scores - top[terms.group_of_response]
+    return shifted - sum_responses(shifted.exp(), terms).log()[terms.group_of_response]
+
+
+def implicit_rewards(beta: float, terms: GroupTerms) -> Tensor:
+    """(R,) `beta` times summed log-prob under the policy minus that under the reference, nats.
+
+    Raises:
+        ValueError: The terms carry no reference.
+    """
+    if terms.ref_logps is None:
+        raise ValueError("this objective compares with a reference, but `ref_logps` is missing")
+    return beta * sum_tokens(terms.logps - terms.ref_logps, terms)
+
+
+def pairs(terms: GroupTerms) -> tuple[Tensor, Tensor]:
+    """The response indices of the chosen and the rejected side of each group.
+
+    Returns:
+        Two (G,) int64 tensors, in the order of the groups.
+
+    Raises:
+        ValueError: A group has not exactly one response of role +1 and one of role -1.
+    """
+    sides = []
+    for role, name in ((1, "chosen"), (-1, "rejected")):
+        (index,) = torch.nonzero(terms.role == role, as_tuple=True)
+        groups = terms.group_of_response[index]
+        if groups.numel() != terms.num_groups or (groups.diff() != 1).any():
+            raise ValueError(f"every group needs exactly one {name} response (role {role:+d})")
+        sides.append(index)
+    return sides[0], sides[1]
+
+
+def pair_metrics(
+    rewards: Tensor, terms: GroupTerms, sides: tuple[Tensor, Tensor]
+) -> dict[str, Mean]:
+    """TRL's metrics of pairs.
+
+    Args:
+        rewards: (R,) implicit rewards, nats.
+        terms: The batch.
+        sides: Response indices of the chosen and the rejected side of each pair.
+    """
+    chosen, rejected = rewards[sides[0]], rewards[sides[1]]
+    logps = sum_tokens(terms.logps, terms)
+    return {
+        "rewards/chosen": Mean.of(chosen),
+        "rewards/rejected": Mean.of(rejected),
+        "rewards/margins": Mean.of(chosen - rejected),
+        "rewards/accuracies": Mean.of((chosen > rejected).to(chosen)),
+        "logps/chosen": Mean.of(logps[sides[0]]),
+        "logps/rejected": Mean.of(logps[sides[1]]),
+    }
+
+
+def check_range(
+    objective: Objective,
+    name: str,
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    most: float = math.inf,
+) -> None:
+    """Refuses a hyper-parameter that is not in `(above, inf)` and `[least, most]`.
+
+    Raises:
+        ValueError: It is not; the message names field, value and the range.
+    """
+    value = getattr(objective, name)
+    if not (above < value and least <= value <= most):
+        bounds = {"above": above, "at least": least, "at most": most}
+        wanted = " and ".join(f"{word} {x:g}" for word, x in bounds.items() if math.isfinite(x))
+        raise ValueError(f"{type(objective).__name__}.{name} is {value!r}: it must be {wanted}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def available_objectives() -> list[str]:
+    """The names that `objective:` takes in a recipe: the modules of this package."""
+    package = importlib.import_module(__package__)
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "base")
+
+
+def load_objective(name: str, kwargs: Mapping[str, Any] | None = None) -> Objective:
+    """Builds the objective that a recipe names.
+
+    Args:
+        name: A module of `alignment.objectives` (`dpo`), or the dotted path of a class
+            (`my_package.my_module.MyObjective`).
+        kwargs: Its hyper-parameters.
+
+    Raises:
+        ValueError: The name is unknown, or a hyper-parameter is (the nearest known one is
+            suggested), or a value is out of range.
+    """
+    if "." in name:
+        module_name, _, class_name = name.rpartition(".")
+        cls = getattr(importlib.import_module(module_name), class_name)
+    else:
+        known = available_objectives()
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            hint = f"did you mean `{near[0]}`? " if near else ""
+            raise ValueError(f"objective `{name}` is unknown: {hint}Known: {', '.join(known)}")
+        module = importlib.import_module(f"{__package__}.{name}")
+        cls = next(
+            value
+            for value in vars(module).values()
+            if inspect.isclass(value)
+            and issubclass(value, Objective)
+            and value.__module__ == module.__name__
+        )
+    known_fields = [f.name for f in fields(cls)]
+    for key in kwargs or {}:
+        if key not in known_fields:
+            near = difflib.get_close_matches(key, known_fields, n=1, cutoff=0.4)
+            hint = f"did you mean `{near[0]}`? " if near else ""
+            takes = ", ".join(known_fields) or "nothing"
+            raise ValueError(
+                f"objective_kwargs.{key}: `{name}` has no such parameter; {hint}It takes: {takes}"
+            )
+    objective: Objective = cls(**(kwargs or {}))
+    return objective
