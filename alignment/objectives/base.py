@@ -25,6 +25,9 @@ import torch
 from torch import Tensor
 
 Need = Literal["reference", "teacher", "reward", "role", "pairs", "twin"]
+DivergenceKind = Literal[
+    "skewed_forward_kl", "skewed_reverse_kl", "anchored_reverse_kl", "jensen_shannon"
+]
 
 
 class Progress(NamedTuple):
@@ -83,15 +86,27 @@ class LossTerm(NamedTuple):
 
 @dataclass(frozen=True)
 class DivergenceSpec:
-    """One per-token divergence between teacher p and student q over the whole vocabulary.
+    """A divergence per token between teacher p and student q, over their common vocabulary.
+
+    With a the skew of the token's response:
+
+    | kind | value | q in the mixture |
+    |---|---|---|
+    | `skewed_forward_kl` | KL(p, a p + (1 - a) q); at a = 0 KL(p, q) | carries gradient |
+    | `skewed_reverse_kl` | KL(q, (1 - a) p + a q); at a = 0 KL(q, p) | carries gradient |
+    | `anchored_reverse_kl` | the same value | constant |
+    | `jensen_shannon` | a KL(p, m) + (1 - a) KL(q, m), m = a p + (1 - a) q | carries gradient |
 
     Attributes:
-        kind: Name of a divergence that `alignment.core.logps` implements.
-        skew: (R,) mixture weight of each response; may require grad.
+        kind: One of the table.
+        skew: (R,) in [0, 1]; where it requires grad, strictly between 0 and 1.
+        where: (R,) bool, the responses whose tokens are compared; the others get zero and cost
+            nothing. None compares all.
     """
 
-    kind: str
+    kind: DivergenceKind
     skew: Tensor
+    where: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -298,6 +313,28 @@ def mean_tokens(values: Tensor, terms: GroupTerms) -> Tensor:
     return sum_tokens(values, terms) / count_tokens(terms)
 
 
+def mean_divergences(terms: GroupTerms) -> tuple[Tensor, ...]:
+    """(R,) mean over tokens, once for each of the objective's divergences.
+
+    Raises:
+        ValueError: The terms carry no divergences.
+    """
+    if terms.divergences is None:
+        raise ValueError("this objective compares with a teacher, but `divergences` is missing")
+    return tuple(mean_tokens(column, terms) for column in terms.divergences.unbind(1))
+
+
+def teacher_mean_logps(terms: GroupTerms) -> Tensor:
+    """(R,) mean log-prob of a token of each response under the teacher, nats.
+
+    Raises:
+        ValueError: The terms carry no teacher.
+    """
+    if terms.teacher_logps is None:
+        raise ValueError("this objective compares with a teacher, but `teacher_logps` is missing")
+    return mean_tokens(terms.teacher_logps, terms)
+
+
 def sum_responses(values: Tensor, terms: GroupTerms) -> Tensor:
     """(G,) sum of per-response `values` (R,) over each group."""
     return values.new_zeros(terms.num_groups).index_add(0, terms.group_of_response, values)
@@ -308,13 +345,42 @@ def count_responses(terms: GroupTerms) -> Tensor:
     return torch.bincount(terms.group_of_response, minlength=terms.num_groups).to(terms.logps)
 
 
+def group_max(values: Tensor, terms: GroupTerms) -> Tensor:
+    """(G,) largest of the per-response `values` (R,) of each group, detached."""
+    floor = values.new_full((terms.num_groups,), -torch.inf)
+    return floor.scatter_reduce(0, terms.group_of_response, values.detach(), "amax")
+
+
 def group_log_softmax(scores: Tensor, terms: GroupTerms) -> Tensor:
     """(R,) log-softmax of `scores` (R,) within each group."""
-    top = torch.full_like(scores[: terms.num_groups], -torch.inf).scatter_reduce(
-        0, terms.group_of_response, scores.detach(), "amax"
-    )
-    shifted = scores - top[terms.group_of_response]
+    shifted = scores - group_max(scores, terms)[terms.group_of_response]
     return shifted - sum_responses(shifted.exp(), terms).log()[terms.group_of_response]
+
+
+def reward_labels(terms: GroupTerms) -> Tensor:
+    """(R,) the rewards from the data, in float32 or the precision they came in if that is higher.
+
+    Raises:
+        ValueError: The terms carry no rewards, or one of them is not finite.
+    """
+    if terms.reward is None:
+        raise ValueError("this objective weighs responses by reward, but `reward` is missing")
+    if not terms.reward.isfinite().all():
+        raise ValueError("`reward` holds NaN or infinity: drop those responses from the data")
+    return terms.reward.to(torch.promote_types(terms.reward.dtype, torch.float32))
+
+
+def reward_weights(terms: GroupTerms, tau: float, first_response_bonus: float = 0.0) -> Tensor:
+    """(R,) softmax of reward / `tau` within each group; the weights of a group sum to 1.
+
+    Args:
+        terms: The batch.
+        tau: Temperature: near 0 all weight goes to the best response, large values flatten.
+        first_response_bonus: Added to the reward of the first response of each group.
+    """
+    is_first = terms.group_of_response.diff(prepend=terms.group_of_response.new_tensor([-1]))
+    rewards = reward_labels(terms) + first_response_bonus * is_first
+    return group_log_softmax(rewards / tau, terms).exp().to(terms.logps)
 
 
 def implicit_rewards(beta: float, terms: GroupTerms) -> Tensor:
@@ -345,6 +411,17 @@ def pairs(terms: GroupTerms) -> tuple[Tensor, Tensor]:
             raise ValueError(f"every group needs exactly one {name} response (role {role:+d})")
         sides.append(index)
     return sides[0], sides[1]
+
+
+def best_and_worst(terms: GroupTerms) -> tuple[Tensor, Tensor]:
+    """The response indices of the highest and the lowest reward, of groups where these differ.
+
+    Among equal rewards the first response counts. Returns two (G',) int64 tensors, G' <= G.
+    """
+    rewards = reward_labels(terms)
+    best, worst = _first_argmax(rewards, terms), _first_argmax(-rewards, terms)
+    differ = rewards[best] > rewards[worst]
+    return best[differ], worst[differ]
 
 
 def pair_metrics(
@@ -387,6 +464,14 @@ def check_range(
         bounds = {"above": above, "at least": least, "at most": most}
         wanted = " and ".join(f"{word} {x:g}" for word, x in bounds.items() if math.isfinite(x))
         raise ValueError(f"{type(objective).__name__}.{name} is {value!r}: it must be {wanted}")
+
+
+def _first_argmax(values: Tensor, terms: GroupTerms) -> Tensor:
+    """(G,) int64, the first response of each group that has its group's largest value."""
+    group = terms.group_of_response
+    (is_top,) = torch.nonzero(values == group_max(values, terms)[group], as_tuple=True)
+    last = group.new_full((terms.num_groups,), terms.num_responses)
+    return last.scatter_reduce(0, group[is_top], is_top, "amin")
 
 
 def _is_number(value: object) -> bool:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from alignment.core.logps import token_logps
+
 Adapter: TypeAlias = Callable[..., Mapping[str, Any]]
 """`run(case, **params)`: see the package docstring."""
 
@@ -97,9 +99,8 @@ def score_tokens(logits: Tensor, labels: Tensor) -> TokenLogps:
         labels: (B, T) int64, unshifted, -100 where a token is not scored.
     """
     rows, steps = torch.nonzero(labels[:, 1:] != IGNORED_LABEL, as_tuple=True)
-    targets = labels[rows, steps + 1]
-    values = logits[rows, steps].log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-    return TokenLogps(values, rows)
+    head = torch.eye(logits.shape[-1], dtype=logits.dtype)
+    return TokenLogps(token_logps(logits[rows, steps], head, labels[rows, steps + 1]), rows)
 
 
 def merge_responses(parts: Sequence[TokenLogps]) -> tuple[Tensor, Tensor]:
