@@ -31,7 +31,8 @@ class APO(Objective):
     `zero` raises chosen and lowers rejected responses: for chosen responses better than the model.
     `down` lowers both, the rejected one more: for chosen responses worse than the model.
 
-    Paper: Anchored Preference Optimization and Contrastive Revisions, arXiv 2408.06266, section 3.
+    Paper: Anchored Preference Optimization and Contrastive Revisions: Addressing Underspecification
+    in Alignment, arXiv 2408.06266, the losses of APO-zero and APO-down.
 
     Formula: zero: loss = sigmoid(-r_w) + sigmoid(r_l); down: loss = sigmoid(r_w) +
     sigmoid(-(r_w - r_l)); unpaired: loss = w_d sigmoid(-r) if desirable, w_u sigmoid(r) if not;

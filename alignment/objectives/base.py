@@ -64,6 +64,11 @@ class Mean:
         values = values.detach()
         return cls(values.sum(), torch.tensor(float(values.numel()), device=values.device))
 
+    @classmethod
+    def ratio(cls, sums: Tensor, counts: Tensor) -> Mean:
+        """The mean whose halves are the sums of these two tensors, detached."""
+        return cls(sums.detach().sum(), counts.detach().sum())
+
 
 class LossTerm(NamedTuple):
     """One mean of the loss: `scale * sum(sums) / sum(counts)`, both sums over the global batch.

@@ -30,7 +30,7 @@ class InfoNCA(Objective):
     """Fits the softmax of the implicit rewards of a group to the softmax of its rewards.
 
     Paper: Noise Contrastive Alignment of Language Models with Explicit Rewards, arXiv 2402.05369,
-    section 3.
+    the InfoNCA loss.
 
     Formula: loss = - sum_k w_k log softmax(r)_k, with w = softmax_k(reward / tau) and
     r = beta (log pi(y|x) - log pi_ref(y|x)), summed over tokens; pair: - log sigmoid(r_w - r_l),

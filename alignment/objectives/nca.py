@@ -34,7 +34,7 @@ class NCA(Objective):
     responses from falling.
 
     Paper: Noise Contrastive Alignment of Language Models with Explicit Rewards, arXiv 2402.05369,
-    section 4.
+    the NCA loss.
 
     Formula: loss = - sum_k w_k log sigmoid(r_k) - (1/K) sum_k log sigmoid(-r_k), with
     w = softmax_k(reward / tau) and r = beta (log pi(y|x) - log pi_ref(y|x)), summed over tokens;
