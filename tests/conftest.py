@@ -50,3 +50,11 @@ def llama() -> PreTrainedModel:
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny Llama and its tokenizer; read only."""
     return save_tiny(tmp_path_factory.mktemp("tiny_llama"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what needs a GPU on a machine without one."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -1,0 +1,258 @@
+"""The rooms: what each may import, what importing them may load, what a method consists of."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("alignment", "data_builders", "eval")
+ANY = ("*",)
+
+
+class Room(NamedTuple):
+    """One row of the import table.
+
+    Attributes:
+        modules: Patterns of the modules that belong to the room.
+        imports: Patterns of the project's modules that it may import.
+        third_party: Packages outside the project and the standard library that it may import.
+    """
+
+    modules: tuple[str, ...]
+    imports: tuple[str, ...]
+    third_party: tuple[str, ...] = ANY
+
+
+FLOOR = ("alignment.cli", "alignment.compat")
+CONTRACT = ("alignment.objectives.base",)
+BACKENDS = tuple(
+    f"alignment.llm.{name}" for name in ("openai", "local", "vllm", "batch", "program")
+)
+ENGINE = tuple(
+    f"alignment.llm.{path.stem}"
+    for path in ROOT.glob("alignment/llm/*.py")
+    if f"alignment.llm.{path.stem}" not in BACKENDS
+)
+TRAINING = ("alignment.data", "alignment.core.*", *CONTRACT, *FLOOR)
+SCORED = tuple(
+    f"alignment.core.{name}"
+    for name in ("reference", "attention", "packing", "divergences", "logps", "groups")
+)
+
+# From top to bottom; a module belongs to the room that names it most closely.
+ROOMS = (
+    Room(("alignment.__main__",), ("alignment", "alignment.commands.*", *FLOOR), ()),
+    Room(
+        ("alignment.commands.*",),
+        (
+            *("alignment", "alignment.train", "alignment.trainers.*", *TRAINING),
+            *("alignment.objectives.*", "alignment.llm.*", "data_builders.*", "eval.*"),
+        ),
+    ),
+    Room(("alignment.train",), ("alignment.trainers.*", *TRAINING)),
+    Room(("alignment.trainers.*",), ("alignment.trainers.*", *TRAINING)),
+    Room(("alignment.data",), ("alignment.core.*", *CONTRACT, *FLOOR)),
+    Room(
+        ("alignment.core.preflight",),
+        ("alignment.core.scoring", "alignment.core.packing", *CONTRACT, *FLOOR),
+    ),
+    Room(("alignment.core.scoring",), (*SCORED, *CONTRACT, *FLOOR)),
+    Room(
+        ("alignment.core.reference", "alignment.core.rendering", "alignment.core.planning"),
+        ("alignment.core.packing", "alignment.core.groups", *FLOOR),
+    ),
+    Room(("alignment.core.attention",), ("alignment.core.packing",), ("torch",)),
+    Room(("alignment.core.packing",), ("alignment.core.groups",), ("torch",)),
+    Room(("alignment.core.divergences",), ("alignment.core.logps", *CONTRACT), ("torch",)),
+    Room(("alignment.core.logps",), (), ("torch", "trl")),
+    Room(("alignment.objectives.*",), CONTRACT, ("torch",)),
+    Room(CONTRACT, (), ("torch",)),
+    Room(
+        ("data_builders.*",),
+        ("alignment.core.groups", "alignment.core.rows", "eval.judge", *ENGINE, *FLOOR),
+    ),
+    Room(("eval.*",), ("eval.judge", "eval.stats", "alignment.core.rows", *ENGINE, *FLOOR)),
+    Room(("eval.judge", "eval.stats"), (*ENGINE, *FLOOR)),
+    Room(BACKENDS, (*ENGINE, *FLOOR)),
+    Room(("alignment.llm.*",), (*ENGINE, *FLOOR), ("jinja2", "tqdm")),
+    Room(("alignment.core.rows",), ("alignment.core.groups", *FLOOR), ("pyarrow",)),
+    Room(("alignment.core.groups",), (), ()),
+    Room(FLOOR, (), ("yaml",)),
+)
+
+# Who may know that a package exists at all.
+TRAINERS = ("alignment.trainers.*", "alignment.train")
+KNOWN_BY = {
+    "trl": (*TRAINERS, "alignment.core.logps"),
+    **dict.fromkeys(
+        ("accelerate", "deepspeed", "peft"),
+        (*TRAINERS, "alignment.core.scoring", "alignment.commands.*"),
+    ),
+}
+
+# Loading the engine, a builder or an evaluator costs nothing that a model would need.
+LIGHT = (
+    *("alignment", "alignment.__main__", "alignment.core.groups", "alignment.core.rows", *FLOOR),
+    *(*ENGINE, "data_builders*", "eval*"),
+)
+HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "openai")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(path): path for name in PACKAGES for path in ROOT.glob(f"{name}/**/*.py")}
+MODULES = sorted(name for name, path in FILES.items() if path.stem != "__init__")
+OBJECTIVES = [
+    name.rpartition(".")[2]
+    for name in MODULES
+    if fnmatch(name, "alignment.objectives.*") and name not in CONTRACT
+]
+
+
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def imported(source: str, module: str = "") -> Iterator[str]:
+    """Every module that a file imports, at any depth; names of objects are left off."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join(filter(None, [*module.split(".")[: -node.level], base]))
+            submodules = [f"{base}.{alias.name}" for alias in node.names]
+            known = [name for name in submodules if name in FILES or "experimental" in name]
+            yield from known
+            if len(known) < len(submodules):
+                yield base
+
+
+def room_of(module: str) -> Room:
+    """The room that names a module most closely."""
+    found = [
+        (len(p.rstrip("*")), room) for room in ROOMS for p in room.modules if fnmatch(module, p)
+    ]
+    assert found, f"{module} has no room: add one to the table in {Path(__file__).name}"
+    return max(found, key=lambda pair: pair[0])[1]
+
+
+def violations(module: str, source: str) -> list[str]:
+    """What a file of the project imports although its room may not, one line each."""
+    room = room_of(module)
+    found = []
+    for name in imported(source, module):
+        top = name.partition(".")[0]
+        if top in PACKAGES:
+            allowed = matches(name, room.imports)
+        else:
+            allowed = top in sys.stdlib_module_names or matches(top, room.third_party)
+            allowed = allowed and matches(module, KNOWN_BY.get(top, ANY))
+        if not allowed:
+            found.append(f"{module} may not import {name}")
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down_the_table(module: str):
+    assert violations(module, FILES[module].read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("alignment.objectives.dpo", "from alignment.core import packing"),
+        ("alignment.objectives.dpo", "from alignment.objectives.sft import SFT"),
+        ("alignment.objectives.dpo", "import numpy"),
+        ("alignment.core.groups", "import torch"),
+        ("alignment.core.packing", "def f():\n    from alignment.core.scoring import Scorer"),
+        ("alignment.core.scoring", "from trl import DPOTrainer"),
+        ("alignment.core.packing", "import peft"),
+        ("alignment.commands.report", "import trl"),
+        ("alignment.trainers.base", "from alignment.objectives.dpo import DPO"),
+        ("alignment.core.attention", "from . import scoring"),
+        ("alignment.llm.ledger", "import openai"),
+        ("eval.alpaca_eval", "import alignment.core.scoring"),
+        ("data_builders.clair", "from alignment.trainers.base import GroupTrainer"),
+    ],
+)
+def test_an_import_that_points_up_is_found(module: str, source: str):
+    assert len(violations(module, source)) == 1
+
+
+def test_no_room_may_import_a_room_above_it():
+    rank = {name: ROOMS.index(room_of(name)) for name in MODULES}
+    for index, room in enumerate(ROOMS):
+        above = [n for n in MODULES if matches(n, room.imports) and rank[n] < index]
+        assert above == [], f"{room.modules} may import {above}"
+
+
+def test_the_files_of_packages_import_nothing_and_that_of_alignment_is_lazy():
+    for name, path in FILES.items():
+        if path.stem == "__init__" and name != "alignment":
+            assert [n for n in imported(path.read_text()) if n != "__future__"] == [], name
+
+
+@pytest.mark.parametrize("folder", [*PACKAGES, "benchmarks", "tests"])
+def test_nothing_imports_the_experimental_part_of_trl(folder: str):
+    files = list((ROOT / folder).glob("**/*.py"))
+    assert files
+    guilty = [
+        str(path.relative_to(ROOT))
+        for path in files
+        if any(name.startswith("trl.experimental") for name in imported(path.read_text()))
+    ]
+    assert guilty == []
+
+
+@pytest.mark.parametrize("folder", [*PACKAGES, "benchmarks", "tests"])
+def test_no_import_hides_the_builtin_eval(folder: str):
+    guilty = [
+        str(path.relative_to(ROOT))
+        for path in (ROOT / folder).glob("**/*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import)
+        and any(alias.name.split(".")[0] == "eval" and not alias.asname for alias in node.names)
+    ]
+    assert guilty == []
+
+
+def test_the_floor_the_builders_and_the_evaluators_load_no_model_library():
+    names = sorted(name for name in FILES if matches(name, LIGHT))
+    code = (
+        "import importlib, sys\n"
+        f"for name in {names!r}:\n"
+        "    importlib.import_module(name)\n"
+        f"    loaded = [heavy for heavy in {HEAVY!r} if heavy in sys.modules]\n"
+        "    if loaded:\n"
+        "        sys.exit(f'importing {name} loads {loaded}')\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_file_has_one_public_class(name: str):
+    tree = ast.parse((ROOT / f"alignment/objectives/{name}.py").read_text())
+    classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert len([name for name in classes if not name.startswith("_")]) == 1
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_has_a_test_a_recipe_and_a_row_in_the_readme(name: str):
+    assert (ROOT / f"tests/objectives/test_{name}.py").is_file()
+    assert (ROOT / f"recipes/{name}/smoke.yaml").is_file()
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|")]
+    assert [row for row in rows if f"alignment/objectives/{name}.py" in row], (
+        f"the method table of README.md has no row with alignment/objectives/{name}.py"
+    )
