@@ -19,7 +19,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -234,13 +234,11 @@ class ObjectiveOutput:
             Scalar. Shares of calls that split one global batch add up to the loss of that batch.
             A term that nothing counts for contributes zero.
         """
-        counts = (self.counts() if counts is None else counts).to(self.terms[0].sums)
-        shares = [
-            term.scale * term.sums.sum() / count if count > 0 else 0.0 * term.sums.sum()
-            for term, count in zip(self.terms, counts, strict=True)
-        ]
-        loss = torch.stack(shares).sum()
-        return loss / (counts > 0).sum().clamp(min=1) if self.averages_terms else loss
+        sums = torch.stack([term.scale * term.sums.sum() for term in self.terms])  # (T,)
+        counts = (self.counts() if counts is None else counts).to(sums)
+        present = counts > 0
+        loss = torch.where(present, sums / torch.where(present, counts, 1.0), 0.0).sum()
+        return loss / present.sum().clamp(min=1) if self.averages_terms else loss
 
 
 @dataclass(frozen=True)
@@ -253,6 +251,9 @@ class Objective(ABC):
     Raises:
         ValueError: A hyper-parameter is of the wrong kind; field, value and remedy are named.
     """
+
+    roles: ClassVar[frozenset[int]] = frozenset({-1, 0, 1})
+    """Roles of the responses that the method reads; others are not computed."""
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -416,6 +417,28 @@ def pairs(terms: GroupTerms) -> tuple[Tensor, Tensor]:
             raise ValueError(f"every group needs exactly one {name} response (role {role:+d})")
         sides.append(index)
     return sides[0], sides[1]
+
+
+def twin_tokens(terms: GroupTerms) -> tuple[Tensor, Tensor]:
+    """The token indices of all judged views, and of the same tokens in their plain views.
+
+    Returns:
+        Two (n,) int64 tensors; empty where the batch has no judged view.
+
+    Raises:
+        ValueError: The two views of a response have different numbers of tokens.
+    """
+    if terms.twin is None:
+        nothing = terms.response_of_token[:0]
+        return nothing, nothing
+    lengths = torch.bincount(terms.response_of_token, minlength=terms.num_responses)
+    (judged,) = torch.nonzero(terms.twin >= 0, as_tuple=True)
+    if (lengths[judged] != lengths[terms.twin[judged]]).any():
+        raise ValueError("the two views of a judged response must have the same tokens")
+    starts = lengths.cumsum(0) - lengths
+    (tokens,) = torch.nonzero(terms.twin[terms.response_of_token] >= 0, as_tuple=True)
+    view = terms.response_of_token[tokens]
+    return tokens, tokens - starts[view] + starts[terms.twin[view]]
 
 
 def best_and_worst(terms: GroupTerms) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from alignment.objectives.base import (
     GroupTerms,
@@ -26,6 +27,8 @@ class SFT(Objective):
     Differs: nothing from TRL's `SFTTrainer` on completions. It is one token mean over the global
     batch, so a long response weighs more than a short one.
     """
+
+    roles: ClassVar[frozenset[int]] = frozenset({0, 1})
 
     def __call__(self, terms: GroupTerms) -> ObjectiveOutput:
         """One token mean over the responses of role +1 and 0."""
