@@ -31,13 +31,14 @@ class Room(NamedTuple):
 
 FLOOR = ("alignment.cli", "alignment.compat")
 CONTRACT = ("alignment.objectives.base",)
+CONNECT = ("alignment.llm.connect",)
 BACKENDS = tuple(
-    f"alignment.llm.{name}" for name in ("openai", "local", "vllm", "batch", "program")
+    f"alignment.llm.{name}" for name in ("openai", "local", "model", "vllm", "batch", "program")
 )
 ENGINE = tuple(
-    f"alignment.llm.{path.stem}"
-    for path in ROOT.glob("alignment/llm/*.py")
-    if f"alignment.llm.{path.stem}" not in BACKENDS
+    name
+    for name in (f"alignment.llm.{path.stem}" for path in ROOT.glob("alignment/llm/*.py"))
+    if name not in (*CONNECT, *BACKENDS)
 )
 TRAINING = ("alignment.data", "alignment.core.*", *CONTRACT, *FLOOR)
 SCORED = tuple(
@@ -75,11 +76,16 @@ ROOMS = (
     Room(CONTRACT, (), ("torch",)),
     Room(
         ("data_builders.*",),
-        ("alignment.core.groups", "alignment.core.rows", "eval.judge", *ENGINE, *FLOOR),
+        ("alignment.core.groups", "alignment.core.rows", "eval.judge", *CONNECT, *ENGINE, *FLOOR),
     ),
-    Room(("eval.*",), ("eval.judge", "eval.stats", "alignment.core.rows", *ENGINE, *FLOOR)),
-    Room(("eval.judge", "eval.stats"), (*ENGINE, *FLOOR)),
-    Room(BACKENDS, (*ENGINE, *FLOOR)),
+    Room(
+        ("eval.*",),
+        ("eval.judge", "eval.stats", "alignment.core.rows", *CONNECT, *ENGINE, *FLOOR),
+    ),
+    Room(("eval.judge", "eval.stats"), (*CONNECT, *ENGINE, *FLOOR)),
+    # Names the backends, each imported when it is asked for.
+    Room(CONNECT, (*BACKENDS, *ENGINE, *FLOOR), ()),
+    Room(BACKENDS, (*BACKENDS, *ENGINE, *FLOOR)),
     Room(("alignment.llm.*",), (*ENGINE, *FLOOR), ("jinja2", "tqdm")),
     Room(("alignment.core.rows",), ("alignment.core.groups", *FLOOR), ("pyarrow",)),
     Room(("alignment.core.groups",), (), ()),
@@ -99,7 +105,7 @@ KNOWN_BY = {
 # Loading the engine, a builder or an evaluator costs nothing that a model would need.
 LIGHT = (
     *("alignment", "alignment.__main__", "alignment.core.groups", "alignment.core.rows", *FLOOR),
-    *(*ENGINE, "data_builders*", "eval*"),
+    *(*CONNECT, *ENGINE, "data_builders*", "eval*"),
 )
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "openai")
 
