@@ -1,0 +1,229 @@
+"""The ledger: one row of SQLite for each call, so that resuming is rerunning."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import sqlite3
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from alignment.cli import UserError
+from alignment.llm.protocol import CallError, Reply
+
+SCHEMA_VERSION = 1
+LEASE = 900.0
+"""Seconds after which a claim lapses although its owner cannot be seen to have died."""
+
+_SCHEMA = """
+CREATE TABLE calls (
+    key BLOB PRIMARY KEY,
+    provider TEXT NOT NULL,
+    model TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    verb TEXT NOT NULL,
+    outcome TEXT NOT NULL,
+    finished INTEGER NOT NULL,  -- answered, refused or truncated: not asked again
+    text TEXT,
+    finish_reason TEXT,
+    prompt_tokens INTEGER,
+    completion_tokens INTEGER,
+    logps TEXT,                 -- JSON
+    top_logprobs TEXT,          -- JSON
+    error TEXT,
+    price REAL,                 -- dollars
+    latency REAL,               -- seconds, last attempt
+    attempts INTEGER NOT NULL,  -- requests sent for this call by the run that ended it
+    at REAL NOT NULL            -- seconds since 1970
+);
+CREATE TABLE claims (
+    key BLOB PRIMARY KEY,
+    owner TEXT NOT NULL,
+    at REAL NOT NULL
+) WITHOUT ROWID;
+"""
+
+_REPLY = tuple(field.name for field in fields(Reply))
+_GET = f"SELECT {', '.join(_REPLY)} FROM calls WHERE key = ? AND finished"
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a call ended and what it took.
+
+    Attributes:
+        result: The reply, or the error where there is none.
+        price: Dollars, None where no price is known.
+        latency: Seconds of the last attempt.
+        attempts: Requests sent.
+    """
+
+    result: Reply | CallError
+    price: float | None
+    latency: float
+    attempts: int
+
+
+class Ledger:
+    """Finished calls by key, shared by all processes that open the same file.
+
+    Args:
+        path: The file, created where missing; None keeps the calls in memory.
+
+    Raises:
+        UserError: The file is no ledger, is damaged, or was written by a newer version.
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        self.path = path
+        pid = os.getpid()
+        self._owner = f"{socket.gethostname()}/{pid}/{_birth(pid)}/{secrets.token_hex(4)}"
+        if path is not None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._db = sqlite3.connect(path or ":memory:", timeout=60, isolation_level=None)
+            self._open()
+        except sqlite3.Error as error:
+            raise UserError(
+                f"cannot use the ledger {path}: {error}; move the file away to start a new one"
+            ) from None
+
+    def get(self, key: bytes) -> Reply | None:
+        """The reply of a finished call, None where the call is still to be made."""
+        row = self._db.execute(_GET, (key,)).fetchone()
+        if row is None:
+            return None
+        values = dict(zip(_REPLY, row, strict=True))
+        if values["logps"] is not None:
+            values["logps"] = tuple(map(tuple, json.loads(values["logps"])))
+        if values["top_logprobs"] is not None:
+            values["top_logprobs"] = tuple(json.loads(values["top_logprobs"]))
+        return Reply(**values)
+
+    def put(self, key: bytes, source: Mapping[str, str], call: Call) -> None:
+        """Records how a call ended and gives up the claim on it.
+
+        Args:
+            key: The call's key.
+            source: `provider`, `model`, `fingerprint` and `verb`.
+            call: What came of it. A failure never replaces an answer.
+        """
+        result = call.result
+        reply = result if isinstance(result, Reply) else None
+        row: dict[str, Any] = {
+            "key": key,
+            **source,
+            **dict.fromkeys(_REPLY),
+            **(vars(reply) if reply else {}),
+            "logps": _json(reply and reply.logps),
+            "top_logprobs": _json(reply and reply.top_logprobs),
+            "outcome": result.outcome,
+            "finished": reply is not None,
+            "error": None if reply else str(result),
+            "price": call.price,
+            "latency": call.latency,
+            "attempts": call.attempts,
+            "at": time.time(),
+        }
+        columns, slots = ", ".join(row), ", ".join("?" * len(row))
+        fresh = ", ".join(f"{name} = excluded.{name}" for name in row)
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute(
+                f"INSERT INTO calls ({columns}) VALUES ({slots})"
+                f" ON CONFLICT(key) DO UPDATE SET {fresh} WHERE NOT finished",
+                tuple(row.values()),
+            )
+            self._db.execute("DELETE FROM claims WHERE key = ?", (key,))
+
+    def claim(self, key: bytes) -> bool:
+        """Takes the right to make a call; False while another living process has it."""
+        now = time.time()
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            held = self._db.execute("SELECT owner, at FROM claims WHERE key = ?", (key,)).fetchone()
+            if held and held[0] != self._owner and now - held[1] < LEASE and _alive(held[0]):
+                return False
+            self._db.execute(
+                "INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", (key, self._owner, now)
+            )
+        return True
+
+    def release(self, key: bytes) -> None:
+        """Gives up the claim on a call that was not made."""
+        self._db.execute("DELETE FROM claims WHERE key = ? AND owner = ?", (key, self._owner))
+
+    def outcomes(self) -> dict[str, int]:
+        """How many calls ended in which way."""
+        return dict(self._db.execute("SELECT outcome, count(*) FROM calls GROUP BY outcome"))
+
+    def close(self) -> None:
+        """Gives up all claims and closes the file."""
+        self._db.execute("DELETE FROM claims WHERE owner = ?", (self._owner,))
+        self._db.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        # In WAL mode a commit survives the death of the process, if not always a power cut.
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if version == 0 and tables == 0:
+                for statement in _SCHEMA.split(";"):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                return
+        if version > SCHEMA_VERSION:
+            raise UserError(
+                f"the ledger {self.path} has schema {version}, newer than {SCHEMA_VERSION}; "
+                "update contrastive-alignment, or name another ledger"
+            )
+        if version == 0:
+            raise UserError(f"{self.path} is an SQLite file but no ledger; name another one")
+        (verdict,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(f"it is damaged ({verdict})")
+
+
+def _json(value: Any) -> str | None:
+    return None if value is None else json.dumps(value)
+
+
+def _alive(owner: str) -> bool:
+    host, pid, birth, _ = owner.rsplit("/", 3)
+    if host != socket.gethostname():
+        return True  # cannot be seen from here: the lease decides
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # alive, and another user's
+    return _birth(int(pid)) == birth
+
+
+def _birth(pid: int) -> str:
+    """When a process began, to tell it from a later one of its number; empty where unknown."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""

@@ -1,0 +1,165 @@
+"""What the engine and its backends say to each other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias
+
+Message: TypeAlias = Mapping[str, Any]
+Prompt: TypeAlias = "str | Sequence[Message]"
+"""Plain text, or chat messages with `role` and `content`."""
+
+Verb = Literal["chat", "complete", "score"]
+Outcome = Literal["answered", "refused", "truncated", "unparseable", "rate_limited", "failed"]
+
+_OUTCOMES: Mapping[str, Outcome] = {
+    "length": "truncated",
+    "max_tokens": "truncated",
+    "content_filter": "refused",
+    "refusal": "refused",
+}
+
+
+class CallError(Exception):
+    """A call that gave no usable answer.
+
+    Attributes:
+        outcome: Why, one of `Outcome` except `answered`.
+        retry: Whether the same call may succeed later.
+        retry_after: Seconds the server asked to wait, None where it did not.
+        unreachable: Whether nothing was met that speaks the protocol; an error of the user's
+            unless it was met before.
+    """
+
+    def __init__(
+        self,
+        outcome: Outcome,
+        message: str,
+        *,
+        retry: bool = False,
+        retry_after: float | None = None,
+        unreachable: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+        self.retry = retry
+        self.retry_after = retry_after
+        self.unreachable = unreachable
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is drawn. What is None is left to the server.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_p: Probability mass that is sampled from.
+        top_k: Number of tokens that are sampled from.
+        max_tokens: Longest answer, tokens.
+        seed: Mixed with the prompt and the sample index, so that one seed does not make the
+            answers to different prompts alike.
+        stop: Texts that end the answer and are not part of it.
+        top_logprobs: How many log-probs to return for each position of the answer.
+        extra: Further fields of the request, as the server names them.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    top_logprobs: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def settings(self) -> dict[str, Any]:
+        """What is set, by name: part of a call's key, and worth recording beside the answer."""
+        return {name: value for name, value in vars(self).items() if value not in (None, (), {})}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call.
+
+    Attributes:
+        verb: What is asked for.
+        prompt: Messages for `chat`, text for `complete`; for `score` either.
+        continuations: The texts to score after the prompt, for `score` alone.
+        sampling: How the answer is drawn.
+        sample: Which of several answers to the same prompt this is.
+    """
+
+    verb: Verb
+    prompt: Prompt
+    continuations: tuple[str, ...] = ()
+    sampling: Sampling = Sampling()
+    sample: int = 0
+
+    def canonical(self) -> bytes:
+        """Everything about this call that changes its answer, as bytes."""
+        parts = (self.verb, self.prompt, self.continuations, self.sampling.settings(), self.sample)
+        return json.dumps(parts, sort_keys=True, separators=(",", ":"), default=dict).encode()
+
+    def draw(self) -> int:
+        """The seed of this very call: 31 bits of a hash of all that sets it apart."""
+        return int.from_bytes(hashlib.blake2b(self.canonical(), digest_size=4).digest()) >> 1
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back.
+
+    Attributes:
+        text: The answer, or the words of a refusal; empty for `score`.
+        finish_reason: Why the answer ended, as the server says it: `stop`, `length`, ...
+        prompt_tokens: Tokens read, None where the server does not say.
+        completion_tokens: Tokens written, None where the server does not say.
+        logps: For `score`: for each continuation the log-prob of each of its tokens, nats. Their
+            sum is the log-prob of the continuation.
+        top_logprobs: For each position of the answer, token -> log-prob in nats; None where none
+            were asked for, or where the server ignored the wish.
+    """
+
+    text: str = ""
+    finish_reason: str = "stop"
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    logps: tuple[tuple[float, ...], ...] | None = None
+    top_logprobs: tuple[Mapping[str, float], ...] | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """`answered`, `refused` or `truncated`; the other outcomes have no reply."""
+        return _OUTCOMES.get(self.finish_reason, "answered")
+
+
+class Backend(Protocol):
+    """One way to reach a model.
+
+    Attributes:
+        provider: Who runs the model: a host, or the name of a library.
+        model: Name of the model, as the provider knows it.
+        fingerprint: What tells two models of one name apart, such as a checksum of the weights.
+        verbs: What it offers.
+    """
+
+    provider: str
+    model: str
+    fingerprint: str
+    verbs: frozenset[Verb]
+
+    async def ask(self, request: Request) -> Reply:
+        """Makes one call, without retrying.
+
+        Raises:
+            CallError: The call gave no usable answer.
+            UserError: No call can succeed before the user mends something.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Frees connections or memory."""
+        ...
