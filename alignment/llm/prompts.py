@@ -1,0 +1,89 @@
+"""Prompt files: templates that a user can replace, with nothing in reach but their fields."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from jinja2 import DictLoader, StrictUndefined, TemplateError, meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from alignment.cli import UserError, unknown
+from alignment.llm.protocol import Message, Prompt
+
+_JINJA = ImmutableSandboxedEnvironment(
+    undefined=StrictUndefined, autoescape=False, loader=DictLoader({})
+)
+
+
+class Template:
+    """A prompt file.
+
+    Args:
+        path: The file, in Jinja's syntax.
+        fields: The names it may use; `fence` comes on top, a word that stands in no other field,
+            for marking where foreign text begins and ends.
+
+    Attributes:
+        digest: Checksum of the text, to be recorded beside what came of it.
+
+    Raises:
+        UserError: The file is missing, or uses anything but its fields.
+    """
+
+    def __init__(self, path: str | Path, fields: Collection[str]) -> None:
+        self.path = Path(path)
+        self.fields = frozenset(fields)
+        try:
+            text = self.path.read_text(encoding="utf-8")
+            used = meta.find_undeclared_variables(_JINJA.parse(text))
+            self._template = _JINJA.from_string(text)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the prompt file {path}: {error}") from None
+        except TemplateError as error:
+            raise UserError(f"{path} is no valid template: {error}") from None
+        for name in sorted(used - self.fields - {"fence"}):
+            raise unknown(f"field in {path}", name, [*self.fields, "fence"])
+        self.digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def render(self, **values: str) -> str:
+        """The prompt with its fields filled in, without white space at its ends.
+
+        Raises:
+            UserError: The template does with a field what it may not.
+        """
+        try:
+            return self._template.render(**values, fence=fence(*values.values())).strip()
+        except Exception as error:  # whatever a user's template does wrong is told with its name
+            raise UserError(f"{self.path} cannot be rendered: {error}") from None
+
+    def user_message(self, **values: str) -> list[Message]:
+        """The rendered prompt as a conversation of one user message."""
+        return [{"role": "user", "content": self.render(**values)}]
+
+
+def fence(*texts: str) -> str:
+    """A short word that is found in none of the texts, and the same for the same texts."""
+    digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
+    size = next(
+        size for size in range(8, len(digest)) if not any(digest[:size] in t for t in texts)
+    )
+    return digest[:size]
+
+
+def as_messages(prompt: Prompt) -> Sequence[Message]:
+    """A prompt as a conversation: plain text becomes the user's message."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def as_text(prompt: Prompt) -> str:
+    """A prompt as text to show to a judge or a reviser.
+
+    One message is its content; of several, each begins with its role.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return str(prompt[0]["content"])
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)

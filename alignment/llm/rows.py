@@ -1,0 +1,245 @@
+"""Mapping calls over rows: output in input order, and a reason for every row without output."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+from tqdm import tqdm
+
+from alignment.cli import UserError, nearest
+from alignment.llm.protocol import CallError, Prompt
+
+Row: TypeAlias = Mapping[str, Any]
+
+
+class Reject(Exception):
+    """A row that gives no data, with the reason under which it is counted.
+
+    Attributes:
+        reason: A short stable code such as `parse_failed`, `empty`, `identical`.
+        details: What to keep beside the row, such as the answer that could not be read.
+    """
+
+    def __init__(self, reason: str, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.details = details
+
+
+@dataclass
+class MapReport:
+    """What became of the rows of a job: `kept` and `dropped` add up to the rows read.
+
+    Attributes:
+        kept: Rows that gave output.
+        dropped: Reason -> rows that gave none.
+        examples: Reason -> what was said about the first of them.
+    """
+
+    kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def drop(self, reason: str, message: str) -> None:
+        """Counts a row that gave no output."""
+        self.dropped[reason] += 1
+        self.examples.setdefault(reason, message)
+
+    def refuse_empty(self, source: str | Path) -> None:
+        """Refuses a job that kept nothing.
+
+        Raises:
+            UserError: No row gave output; it says why the most were dropped.
+        """
+        if not self.kept:
+            (reason, count), *_ = self.dropped.most_common(1) or [("no rows", 0)]
+            told = self.examples.get(reason, "the file holds no rows")
+            raise UserError(f"nothing came out of {source}: {reason} ({count} rows): {told}")
+
+    def __str__(self) -> str:
+        """`kept 95 of 100 rows; dropped 5 (parse_failed 3, identical 2)`."""
+        lost = sum(self.dropped.values())
+        reasons = ", ".join(f"{reason} {count}" for reason, count in self.dropped.most_common())
+        told = f"kept {self.kept} of {self.kept + lost} rows; dropped {lost}"
+        return f"{told} ({reasons})" if lost else told
+
+
+def prompt_of(row: Row) -> Prompt:
+    """The prompt of a row: `prompt` (text or messages), or Alpaca's `instruction` with its `input`.
+
+    Raises:
+        Reject: `no_prompt` where there is none.
+    """
+    if "prompt" not in row and isinstance(row.get("instruction"), str):
+        return "\n\n".join(filter(None, [row["instruction"], row.get("input")]))
+    prompt: Prompt = _column(row, "prompt")
+    return prompt
+
+
+def response_of(row: Row) -> str:
+    """The answer in a row: `response`, or `output` or `completion` as other tools call it.
+
+    Raises:
+        Reject: `no_response` where there is none.
+    """
+    name = next((name for name in ("output", "completion") if name in row), "response")
+    value = _column(row, "response" if "response" in row else name)
+    if not isinstance(value, str):
+        raise Reject("bad_type", f"`{name}` must be text, got {type(value).__name__}")
+    return value
+
+
+class Output:
+    """A JSON Lines file that appears whole or not at all, with its rejects beside it.
+
+    Lines go to `<path>.partial`; leaving the `with` block without an exception renames it.
+
+    Args:
+        path: The file to be; its rejects go to `<path>.rejects.jsonl` where there are any.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.rejects = self.path.with_name(self.path.name + ".rejects.jsonl")
+        self._files: dict[Path, IO[str]] = {}
+
+    def write(self, row: Row) -> None:
+        """Adds a row."""
+        self._write(self.path, row)
+
+    def reject(self, row: Row) -> None:
+        """Adds a rejected row."""
+        self._write(self.rejects, row)
+
+    def __enter__(self) -> Output:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        for path in (self.path, self.rejects):
+            self._files[path] = _partial(path).open(
+                "w", encoding="utf-8", errors="backslashreplace"
+            )
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        empty = {path: file.tell() == 0 for path, file in self._files.items()}
+        for file in self._files.values():
+            if kind is None:
+                file.flush()
+                os.fsync(file.fileno())
+            file.close()
+        for path in (self.rejects, self.path):  # the output last: where it stands, all stands
+            if kind is not None or (path == self.rejects and empty[path]):
+                _partial(path).unlink()
+                if kind is None:
+                    path.unlink(missing_ok=True)
+            else:
+                _partial(path).replace(path)
+
+    def _write(self, path: Path, row: Row) -> None:
+        self._files[path].write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def refuse_existing(path: str | Path, *, allowed: bool) -> None:
+    """Refuses to touch an output that exists unless a flag allows it.
+
+    Raises:
+        UserError: It exists and nothing was said about it.
+    """
+    if Path(path).exists() and not allowed:
+        raise UserError(
+            f"{path} exists; pass `--resume` to ask only for what is missing or failed, "
+            "or `--overwrite` to start anew"
+        )
+
+
+async def map_rows(
+    rows: Iterable[tuple[str, Row]],
+    build: Callable[[Row], Awaitable[Iterable[Row]]],
+    output: str | Path,
+    *,
+    window: int = 256,
+    total: int | None = None,
+) -> MapReport:
+    """Writes what `build` makes of each row, in input order; rejects stand beside with reasons.
+
+    Nothing is kept of an unfinished job but its ledger: the same job run again asks only for what
+    is missing there.
+
+    Args:
+        rows: The input, read as it is needed: a name for messages, and the row.
+        build: Makes the output rows of one input row, or raises `Reject` or `CallError`.
+        output: The file to write, JSON Lines.
+        window: Rows in work at the same time, which bounds memory.
+        total: Number of rows, for the progress bar.
+
+    Returns:
+        How many rows were kept, and why others were dropped.
+    """
+    report = MapReport()
+    ready: deque[tuple[str, Row, asyncio.Task[list[Row] | Reject | CallError]]] = deque()
+
+    async def work(row: Row) -> list[Row] | Reject | CallError:
+        try:
+            return list(await build(row))
+        except (Reject, CallError) as error:
+            return error
+
+    with Output(output) as file, tqdm(total=total, unit="row", disable=None) as bar:
+
+        async def finish_first() -> None:
+            name, row, task = ready.popleft()
+            made = await task
+            if isinstance(made, list):
+                report.kept += 1
+                for new in made:
+                    file.write(new)
+            else:
+                reason = made.reason if isinstance(made, Reject) else made.outcome
+                details = made.details if isinstance(made, Reject) else {}
+                report.drop(reason, f"{name}: {made}")
+                told = {"source": name, "reason": reason, "message": str(made)}
+                file.reject({**told, **details, "row": row})
+            bar.update()
+
+        with _first_error():
+            async with asyncio.TaskGroup() as group:
+                for name, row in rows:
+                    ready.append((name, row, group.create_task(work(row))))
+                    if len(ready) >= window:
+                        await finish_first()
+                while ready:
+                    await finish_first()
+    return report
+
+
+@contextlib.contextmanager
+def _first_error() -> Iterator[None]:
+    """Raises the first error of a task group in its place, as if there were no group."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
+
+
+def _column(row: Row, column: str) -> Any:
+    if value := row.get(column):
+        return value
+    if column in row:
+        raise Reject(f"no_{column}", f"`{column}` is empty")
+    near = nearest(column, row)
+    hint = f"did you mean `{near}`?" if near else f"there is {', '.join(row) or 'nothing'}"
+    raise Reject(f"no_{column}", f"no column `{column}`; {hint}")
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")

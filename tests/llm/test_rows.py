@@ -1,0 +1,179 @@
+"""Output in input order, whole or not at all, with a reason for every row that gives none."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignment.cli import UserError
+from alignment.llm.ledger import Ledger
+from alignment.llm.program import FakeLLM
+from alignment.llm.protocol import CallError, Request
+from alignment.llm.rows import MapReport, Reject, map_rows, prompt_of, refuse_existing, response_of
+
+
+def numbered(count: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    for index in range(count):
+        yield f"in.jsonl:{index + 1}", {"n": index}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_output_is_in_input_order_whatever_ends_first(tmp_path: Path):
+    async def build(row: Any) -> list[dict[str, Any]]:
+        await asyncio.sleep(0.002 * (7 - row["n"] % 7))
+        return [row]
+
+    report = asyncio.run(map_rows(numbered(50), build, tmp_path / "out.jsonl", window=16))
+    assert [row["n"] for row in read(tmp_path / "out.jsonl")] == list(range(50))
+    assert str(report) == "kept 50 of 50 rows; dropped 0"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_rejects_carry_their_reason_and_all_rows_are_accounted_for(tmp_path: Path):
+    async def build(row: Any) -> list[dict[str, Any]]:
+        if row["n"] % 3 == 0:
+            raise Reject("empty", "nothing in it", reply="")
+        if row["n"] == 4:
+            raise CallError("refused", "no")
+        return [row, row]
+
+    report = asyncio.run(map_rows(numbered(10), build, tmp_path / "out.jsonl"))
+    assert (report.kept, dict(report.dropped)) == (5, {"empty": 4, "refused": 1})
+    assert str(report) == "kept 5 of 10 rows; dropped 5 (empty 4, refused 1)"
+    assert len(read(tmp_path / "out.jsonl")) == 10
+    first, *_ = rejects = read(tmp_path / "out.jsonl.rejects.jsonl")
+    assert first == {
+        "source": "in.jsonl:1",
+        "reason": "empty",
+        "message": "nothing in it",
+        "reply": "",
+        "row": {"n": 0},
+    }
+    assert [row["row"]["n"] for row in rejects] == [0, 3, 4, 6, 9]
+
+
+def test_rows_are_read_as_they_are_needed(tmp_path: Path):
+    ahead = []
+    done = 0
+
+    def rows() -> Iterator[tuple[str, dict[str, Any]]]:
+        for name, row in numbered(100):
+            ahead.append(row["n"] - done)
+            yield name, row
+
+    async def build(row: Any) -> list[dict[str, Any]]:
+        nonlocal done
+        await asyncio.sleep(0)
+        done += 1
+        return []
+
+    asyncio.run(map_rows(rows(), build, tmp_path / "out.jsonl", window=8))
+    assert max(ahead) <= 8
+
+
+def test_an_error_stops_the_job_and_leaves_an_older_output_as_it_was(tmp_path: Path):
+    output = tmp_path / "out.jsonl"
+    output.write_text("older\n")
+
+    async def build(row: Any) -> list[dict[str, Any]]:
+        if row["n"] == 5:
+            raise UserError("the key is wrong")
+        return [row]
+
+    with pytest.raises(UserError, match="the key is wrong"):
+        asyncio.run(map_rows(numbered(10), build, output))
+    assert output.read_text() == "older\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_stopped_half_way_and_run_again_nothing_is_asked_twice(tmp_path: Path):
+    asked = 0
+
+    def program(request: Request) -> str:
+        nonlocal asked
+        asked += 1
+        if asked == 13:
+            raise KeyboardInterrupt
+        return f"answer {request.prompt}"
+
+    def job(output: Path) -> None:
+        with Ledger(tmp_path / "calls.ledger") as ledger:
+            llm = FakeLLM(program, ledger)
+
+            async def build(row: Any) -> list[dict[str, Any]]:
+                return [{"text": (await llm.complete(str(row["n"]))).text}]
+
+            asyncio.run(map_rows(numbered(30), build, output, window=4))
+
+    with pytest.raises(KeyboardInterrupt):
+        job(tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+    job(tmp_path / "out.jsonl")
+    assert asked == 30 + 1  # the interrupted call itself is made again
+    assert [row["text"] for row in read(tmp_path / "out.jsonl")] == [
+        f"answer {index}" for index in range(30)
+    ]
+
+
+def test_an_old_file_of_rejects_goes_when_nothing_is_rejected(tmp_path: Path):
+    (tmp_path / "out.jsonl.rejects.jsonl").write_text("old\n")
+
+    async def build(row: Any) -> list[dict[str, Any]]:
+        return [row]
+
+    asyncio.run(map_rows(numbered(1), build, tmp_path / "out.jsonl"))
+    assert not (tmp_path / "out.jsonl.rejects.jsonl").exists()
+
+
+def test_text_that_utf8_cannot_hold_stays_valid_json(tmp_path: Path):
+    async def build(row: Any) -> list[dict[str, Any]]:
+        return [{"text": "half \ud83d, whole \U0001f600"}]
+
+    asyncio.run(map_rows(numbered(1), build, tmp_path / "out.jsonl"))
+    assert read(tmp_path / "out.jsonl") == [{"text": "half \ud83d, whole \U0001f600"}]
+
+
+def test_a_job_that_keeps_nothing_says_why():
+    report = MapReport()
+    for index in range(3):
+        report.drop("no_response", f"in.jsonl:{index + 1}: no column `response`")
+    with pytest.raises(UserError, match=r"nothing came out of in\.jsonl: no_response \(3 rows\): "):
+        report.refuse_empty("in.jsonl")
+    with pytest.raises(UserError, match="the file holds no rows"):
+        MapReport().refuse_empty("in.jsonl")
+
+
+def test_an_existing_output_is_refused_unless_a_flag_allows_it(tmp_path: Path):
+    (tmp_path / "out").touch()
+    with pytest.raises(UserError, match=r"out exists; pass `--resume`.*or `--overwrite`"):
+        refuse_existing(tmp_path / "out", allowed=False)
+    refuse_existing(tmp_path / "out", allowed=True)
+    refuse_existing(tmp_path / "new", allowed=False)
+
+
+def test_prompts_and_responses_are_found_under_the_names_that_files_use():
+    assert prompt_of({"prompt": "p"}) == "p"
+    assert prompt_of({"instruction": "i", "input": "x", "output": "o"}) == "i\n\nx"
+    assert prompt_of({"instruction": "i", "input": ""}) == "i"
+    assert response_of({"response": "r", "output": "o"}) == "r"
+    assert response_of({"output": "o"}) == response_of({"completion": "o"}) == "o"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"promt": "p"}, "no column `prompt`; did you mean `promt`?"),
+        ({"prompt": ""}, "`prompt` is empty"),
+        ({"x": 1, "y": 2}, "no column `prompt`; there is x, y"),
+    ],
+)
+def test_a_missing_prompt_is_told_with_the_nearest_column(row: dict[str, Any], message: str):
+    with pytest.raises(Reject) as caught:
+        prompt_of(row)
+    assert (caught.value.reason, str(caught.value)) == ("no_prompt", message)
