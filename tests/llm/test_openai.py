@@ -1,0 +1,373 @@
+"""Every way in which a server may answer, and what the user is told."""
+
+import asyncio
+import json
+import socket
+import time
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignment.cli import UserError
+from alignment.llm.engine import LLM, Limits
+from alignment.llm.ledger import Ledger
+from alignment.llm.openai import OpenAIBackend
+from alignment.llm.protocol import CallError, Message, Reply, Sampling
+from alignment.llm.rows import map_rows
+from tests.llm.server import Answer, Body, Script, ScriptedServer, last_words, serve
+
+HELLO: list[Message] = [{"role": "user", "content": "hello"}]
+FAST = Limits(attempts=4, backoff=0.0)
+
+
+def chat(
+    url: str, sampling: Sampling | None = None, model: str = "tiny", **options: Any
+) -> tuple[Reply, LLM]:
+    async def once() -> tuple[Reply, LLM]:
+        async with LLM(OpenAIBackend(model, url, **options), limits=FAST) as llm:
+            return await llm.chat(HELLO, sampling), llm
+
+    return asyncio.run(once())
+
+
+def fails(script: Script, model: str = "tiny", **options: Any) -> str:
+    """The outcome of a call that gives no answer."""
+    with serve(script) as server, pytest.raises(CallError) as caught:
+        chat(server.url, model=model, **options)
+    return caught.value.outcome
+
+
+def user_error(script: Script, model: str = "tiny", **options: Any) -> str:
+    with serve(script, models=("tiny-a", "tiny-b")) as server, pytest.raises(UserError) as caught:
+        chat(server.url, model=model, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value).replace(server.url, "URL")
+
+
+def test_a_chat_is_sent_and_read_as_the_protocol_has_it():
+    with serve([Answer("hi")]) as server:
+        sampling = Sampling(0.5, 0.9, max_tokens=7, stop=("END",), extra={"min_p": 0.1})
+        reply, llm = chat(server.url, sampling)
+    assert reply == Reply("hi", "stop", 3, 2)
+    assert server.bodies == [
+        {
+            "model": "tiny",
+            "messages": HELLO,
+            "temperature": 0.5,
+            "top_p": 0.9,
+            "max_tokens": 7,
+            "stop": ["END"],
+            "min_p": 0.1,
+        }
+    ]
+    assert (llm.usage.prompt_tokens, llm.usage.completion_tokens) == (3, 2)
+
+
+def test_a_seed_is_sent_as_the_seed_of_this_very_call():
+    with serve([Answer("hi")]) as server:
+        chat(server.url, Sampling(seed=1))
+        chat(server.url, Sampling(seed=1))
+        chat(server.url, Sampling(seed=2))
+    first, again, other = (body["seed"] for body in server.bodies)
+    assert first == again != other
+
+
+def test_text_is_completed_without_a_chat():
+    async def complete(url: str) -> Reply:
+        async with LLM(OpenAIBackend("tiny", url), limits=FAST) as llm:
+            return await llm.complete("once upon", Sampling(max_tokens=2))
+
+    with serve([Answer(" a time")]) as server:
+        assert asyncio.run(complete(server.url)).text == " a time"
+    assert server.bodies == [{"model": "tiny", "prompt": "once upon", "max_tokens": 2}]
+
+
+TOP = {
+    "content": [
+        {
+            "token": "A",
+            "logprob": -0.1,
+            "top_logprobs": [{"token": "A", "logprob": -0.1}, {"token": "B", "logprob": -2.4}],
+        }
+    ]
+}
+
+
+def test_top_logprobs_are_returned_for_each_position():
+    with serve([Answer("A", choice={"logprobs": TOP})]) as server:
+        reply, _ = chat(server.url, Sampling(top_logprobs=2))
+    assert reply.top_logprobs == ({"A": -0.1, "B": -2.4},)
+    assert (server.bodies[0]["logprobs"], server.bodies[0]["top_logprobs"]) == (True, 2)
+
+
+def test_a_server_that_ignores_the_wish_for_logprobs_is_seen_to():
+    with serve([Answer("A", choice={"logprobs": None})]) as server:
+        reply, _ = chat(server.url, Sampling(top_logprobs=2))
+    assert reply.top_logprobs is None
+
+
+def scored(url: str) -> tuple[tuple[float, ...], ...]:
+    async def score() -> tuple[tuple[float, ...], ...]:
+        async with LLM(OpenAIBackend("tiny", url), limits=FAST) as llm:
+            return await llm.score("ab ", ["cd", "e f"])
+
+    return asyncio.run(score())
+
+
+def test_scores_are_those_of_the_echoed_tokens_beyond_the_prompt():
+    """The texts are `ab cd` and `ab e f`; the prompt ends at character 3.
+
+    In the second the token ` e` straddles that end and counts as continuation.
+    """
+    choices = [
+        {
+            "index": 1,
+            "text": "ab e f",
+            "logprobs": {"text_offset": [0, 2, 4], "token_logprobs": [None, -2.0, -3.0]},
+        },
+        {
+            "index": 0,
+            "text": "ab cd",
+            "logprobs": {"text_offset": [0, 3], "token_logprobs": [None, -1.0]},
+        },
+    ]
+    raw = json.dumps({"choices": choices}).encode()
+    with serve([Answer(raw=raw)]) as server:
+        assert scored(server.url) == ((-1.0,), (-2.0, -3.0))
+    assert server.bodies[0]["prompt"] == ["ab cd", "ab e f"]
+    assert (server.bodies[0]["echo"], server.bodies[0]["max_tokens"]) == (True, 0)
+
+
+def test_a_server_that_cannot_score_is_named():
+    with serve([Answer("x")]) as server, pytest.raises(UserError, match="no log-probs of a prompt"):
+        scored(server.url)
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        Answer(status=500, error={"error": {"message": "oops"}}),
+        Answer(status=503, raw=b"<html>busy</html>", content_type="text/html"),
+        Answer(status=429, headers={"retry-after": "0"}),
+        Answer(drop=True),
+        Answer(raw=b'{"choices": [{"mess'),
+        Answer(raw=b""),
+    ],
+    ids=["500", "503 in html", "429", "dropped", "truncated json", "empty"],
+)
+def test_trouble_that_may_pass_is_asked_again(trouble: Answer):
+    with serve([trouble, trouble, Answer("at last")]) as server:
+        reply, llm = chat(server.url)
+    assert (reply.text, llm.usage.requests, llm.usage.calls) == ("at last", 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (Answer(status=500), "failed"),
+        (Answer(status=429), "rate_limited"),
+        (Answer(drop=True), "failed"),
+        (Answer(raw=b'{"choices": [{"mess'), "unparseable"),
+        (Answer("I would rather not", finish_reason="content_filter"), "refused"),
+        (Answer("", message={"refusal": "I cannot", "content": None}), "refused"),
+        (Answer("cut of", finish_reason="length"), "truncated"),
+        (Answer(status=400, error={"error": {"message": "context is 8 tokens"}}), "failed"),
+    ],
+)
+def test_a_call_without_an_answer_has_a_typed_outcome(answer: Answer, expected: str):
+    assert fails([answer]) == expected
+
+
+def test_a_bad_request_is_not_repeated():
+    with serve([Answer(status=400, error={"detail": "too long"})]) as server:
+        with pytest.raises(CallError, match=r"answered 400: .*too long"):
+            chat(server.url)
+        assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_retry_after_is_respected(form: str):
+    asked = "0.3" if form == "seconds" else formatdate(time.time() + 1.3, usegmt=True)
+    with serve([Answer(status=429, headers={"retry-after": asked}), Answer("ok")]) as server:
+        started = time.monotonic()
+        chat(server.url)
+        assert time.monotonic() - started >= (0.3 if form == "seconds" else 0.2)
+
+
+def test_a_url_that_does_not_answer_is_told_at_once():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        with pytest.raises(UserError, match=rf"cannot reach {url} .*is the server running\?"):
+            chat(url)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(raw=b"<html>Welcome</html>", content_type="text/html"),
+        Answer(raw=b'{"hello": "world"}'),
+        Answer(raw=b"[1, 2]"),
+        Answer(raw=b'{"choices": [{"message": {"content": 5}}]}'),
+    ],
+)
+def test_a_url_that_answers_something_else_is_told_at_once(answer: Answer):
+    assert "URL does not answer as an OpenAI-compatible API: " in user_error([answer])
+
+
+def test_an_address_without_the_api_is_told_with_a_hint():
+    assert user_error([Answer(status=404)]) == (
+        "URL/chat/completions answered 404; the address of an OpenAI-compatible API "
+        "usually ends in /v1"
+    )
+
+
+def test_what_is_no_url_is_refused():
+    with pytest.raises(UserError, match="`localhost:8000` is no URL"):
+        OpenAIBackend("tiny", "localhost:8000")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(status=404, error={"error": {"message": "no", "code": "model_not_found"}}),
+        Answer(status=400, error={"detail": "Server is pinned to '/x'; requested 'tiny_a'."}),
+    ],
+)
+def test_a_model_the_server_lacks_is_told_with_the_nearest_it_has(answer: Answer):
+    told = user_error([answer], model="tiny_a")
+    assert told == "URL has no model `tiny_a`; did you mean `tiny-a`?"
+
+
+def test_a_refused_key_is_told_by_the_name_of_its_variable(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("JUDGE_KEY", "secret-123")
+    wrong = Answer(status=401, error={"error": {"message": "bad key secret-123"}})
+    told = user_error([wrong], api_key_env="JUDGE_KEY")
+    assert told == "URL refuses the API key (401); the key was read from JUDGE_KEY"
+
+
+def test_a_key_stays_out_of_messages_and_ledger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("JUDGE_KEY", "secret-123")
+    leaky = Answer(status=400, error={"error": {"message": "your key secret-123 is too long"}})
+
+    async def once(url: str) -> None:
+        ledger = Ledger(tmp_path / "calls.ledger")
+        async with LLM(OpenAIBackend("tiny", url, "JUDGE_KEY"), ledger, FAST) as llm:
+            await llm.chat(HELLO)
+
+    with serve([leaky]) as server, pytest.raises(CallError) as caught:
+        asyncio.run(once(server.url))
+    assert server.headers[0]["authorization"] == "Bearer secret-123"
+    assert "your key *** is" in str(caught.value)
+    for path in tmp_path.iterdir():
+        assert b"secret-123" not in path.read_bytes()
+
+
+def test_the_key_of_openai_goes_to_no_other_host(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-123")
+    with serve([Answer("ok")]) as server:
+        chat(server.url)
+    assert "secret-123" not in str(server.headers)
+
+
+def test_a_missing_key_is_told_by_the_name_of_its_variable(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(UserError, match="the environment variable OPENAI_API_KEY is not set"):
+        OpenAIBackend("gpt")
+
+
+def test_a_redirect_is_not_followed():
+    with serve([Answer("ok")]) as other:
+        away = Answer(status=307, headers={"location": f"{other.url}/chat/completions"})
+        assert "answered 307" in user_error([away])
+        assert other.bodies == []
+
+
+def test_the_key_of_the_ledger_does_not_depend_on_the_port():
+    first, second = (OpenAIBackend("m", f"http://localhost:{port}/v1") for port in (1, 2))
+    assert (first.provider, first.fingerprint) == (second.provider, second.fingerprint)
+
+
+def test_a_model_named_by_its_folder_is_told_apart_by_its_weights(tmp_path: Path):
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    before = OpenAIBackend(str(tmp_path), "http://localhost:1/v1").fingerprint
+    (tmp_path / "model.safetensors").write_bytes(b"2")
+    assert OpenAIBackend(str(tmp_path), "http://localhost:1/v1").fingerprint != before != ""
+
+
+def job(server: ScriptedServer, folder: Path, rows: int, stop_after: int | None = None) -> Path:
+    """Maps one call over rows; raises UserError after some calls, as a crash would."""
+    answered = 0
+
+    async def run() -> None:
+        with Ledger(folder / "calls.ledger") as ledger:
+            backend = OpenAIBackend("tiny", server.url)
+            async with LLM(backend, ledger, Limits(4, 4, 0.0)) as llm:
+
+                async def build(row: Any) -> list[dict[str, str]]:
+                    nonlocal answered
+                    reply = await llm.chat([{"role": "user", "content": row["prompt"]}])
+                    answered += 1
+                    if answered == stop_after:
+                        raise UserError("stopped half way")
+                    return [{"prompt": row["prompt"], "response": reply.text}]
+
+                await map_rows(
+                    ((f"in:{i}", {"prompt": f"question {i}"}) for i in range(rows)),
+                    build,
+                    folder / "out.jsonl",
+                    window=8,
+                )
+
+    asyncio.run(run())
+    return folder / "out.jsonl"
+
+
+def test_every_row_of_a_flaky_server_ends_as_data_or_as_a_typed_reject(tmp_path: Path):
+    """Row i meets trouble number i modulo 6 at its first request; refusals and cut answers stay."""
+    troubles = [
+        Answer("fine"),
+        Answer(status=500),
+        Answer(status=429, headers={"retry-after": "0"}),
+        Answer(drop=True),
+        Answer("no", finish_reason="content_filter"),
+        Answer("cut", finish_reason="length"),
+    ]
+    met: set[str] = set()
+
+    def script(index: int, body: Body) -> Answer:
+        words = last_words(body)
+        trouble = troubles[int(words.split()[-1]) % len(troubles)]
+        lasting = trouble.status == 200 and not trouble.drop
+        if words in met and not lasting:
+            return Answer("after all")
+        met.add(words)
+        return trouble
+
+    with serve(script) as server:
+        output = job(server, tmp_path, 60)
+    kept = [json.loads(line) for line in output.read_text().splitlines()]
+    rejects = (tmp_path / "out.jsonl.rejects.jsonl").read_text().splitlines()
+    reasons = [json.loads(line)["reason"] for line in rejects]
+    assert (len(kept), reasons.count("refused"), reasons.count("truncated")) == (40, 10, 10)
+    assert sum(row["response"] == "after all" for row in kept) == 30
+    assert len(server.bodies) == 60 + 30
+
+
+def test_stopped_half_way_and_run_again_the_server_sees_no_call_twice(tmp_path: Path):
+    def script(index: int, body: Body) -> Answer:
+        return Answer(f"re: {last_words(body)}")
+
+    with serve(script) as server:
+        with pytest.raises(UserError, match="stopped half way"):
+            job(server, tmp_path, 40, stop_after=17)
+        before = len(server.bodies)
+        output = job(server, tmp_path, 40)
+        asked = [last_words(body) for body in server.bodies]
+    assert 17 <= before < 40
+    assert sorted(asked) == sorted(f"question {index}" for index in range(40))
+    assert [json.loads(line)["response"] for line in output.read_text().splitlines()] == [
+        f"re: question {index}" for index in range(40)
+    ]
