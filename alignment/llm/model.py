@@ -1,0 +1,249 @@
+"""A transformers model that answers batches of requests.
+
+Importing this module is cheap: torch is loaded when a model is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from alignment.cli import UserError
+from alignment.llm.fingerprint import fingerprint
+from alignment.llm.protocol import CallError, Prompt, Reply, Request, Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DEFAULT_MAX_TOKENS = 512
+
+
+class Encoded(NamedTuple):
+    """A request as tokens.
+
+    Attributes:
+        request: What was asked.
+        rows: Token ids: the prompt for `chat` and `complete`, one row per continuation for `score`.
+        scored: For `score`: how many of each row's last tokens belong to the continuation.
+    """
+
+    request: Request
+    rows: list[list[int]]
+    scored: list[int]
+
+
+class LocalModel:
+    """A causal language model with its tokenizer, ready to answer batches.
+
+    Answers are drawn with one generator per request, so that an answer depends neither on its
+    neighbours in the batch (but for rounding) nor on what was drawn before.
+
+    Args:
+        model: A folder as `save_pretrained` writes it, of a model or of an adapter, or a hub id.
+        device: Where it runs; by default an accelerator where there is one.
+        dtype: Type of the weights; by default as they were saved.
+
+    Raises:
+        UserError: There is no such model.
+    """
+
+    def __init__(self, model: str, device: str | None = None, dtype: str = "auto") -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        if not Path(model).is_dir() and (Path(model).is_absolute() or model.count("/") != 1):
+            raise UserError(
+                f"no model at {model}: neither a folder nor a hub id such as `org/name`"
+            )
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(model, padding_side="left")
+            self.model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot load the model {model}: {error}") from None
+        self.device = device or torch.accelerator.current_accelerator() or "cpu"
+        self.model.to(self.device).eval()
+        commit = getattr(self.model.config, "_commit_hash", None) or ""
+        self.fingerprint = fingerprint(model) if os.path.isdir(model) else commit
+        ends = self.model.generation_config.eos_token_id
+        self._ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id}
+        self._ends.discard(None)
+        self._pad = self.tokenizer.pad_token_id
+        if self._pad is None:
+            self._pad = self.tokenizer.eos_token_id or 0
+        self._longest = getattr(self.model.config, "max_position_embeddings", None)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether messages can be put to this model."""
+        return bool(self.tokenizer.chat_template)
+
+    def encode(self, request: Request) -> Encoded:
+        """The tokens of a request.
+
+        Raises:
+            UserError: Messages were given to a model without chat template.
+            CallError: The prompt leaves no room for an answer, or a text to score is empty.
+        """
+        text, special = self._text(request.prompt)
+        rows: list[list[int]] = []
+        scored: list[int] = []
+        for continuation in request.continuations if request.verb == "score" else [""]:
+            tokens = self.tokenizer(
+                text + continuation, add_special_tokens=special, return_offsets_mapping=True
+            )
+            rows.append(tokens.input_ids)
+            if request.verb == "score":
+                scored.append(sum(end > len(text) for _, end in tokens.offset_mapping))
+        for index, row in enumerate(rows):
+            if self._longest is not None and len(row) >= self._longest + bool(scored):
+                told = f"the prompt has {len(row)} tokens, the model takes {self._longest}"
+                raise CallError("failed", told)
+            if not row or (scored and not 0 < scored[index] < len(row)):
+                raise CallError("failed", "neither the prompt nor a text to score may be empty")
+        return Encoded(request, rows, scored)
+
+    def answer(self, batch: Sequence[Encoded]) -> list[Reply]:
+        """The replies to requests of one verb and one sampling."""
+        import torch
+
+        with torch.inference_mode():
+            if batch[0].request.verb == "score":
+                return [self._score(encoded) for encoded in batch]
+            return self._generate(batch)
+
+    def _text(self, prompt: Prompt) -> tuple[str, bool]:
+        """The text of a prompt, and whether the tokenizer still has to add its special tokens."""
+        if isinstance(prompt, str):
+            return prompt, True
+        if not self.has_chat_template:
+            raise UserError(
+                f"{self.model.name_or_path} has no chat template; give it plain text prompts, "
+                "which it completes as they stand"
+            )
+        text = self.tokenizer.apply_chat_template(
+            list(prompt), add_generation_prompt=True, tokenize=False
+        )
+        return text, False
+
+    def _padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask, (B, T) both, padded on the left."""
+        import torch
+
+        width = max(map(len, rows))
+        ids = [[self._pad] * (width - len(row)) + row for row in rows]
+        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+        return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
+
+    def _generate(self, batch: Sequence[Encoded]) -> list[Reply]:
+        from transformers import GenerationConfig
+
+        sampling = batch[0].request.sampling
+        ids, mask = self._padded([encoded.rows[0] for encoded in batch])
+        room = (self._longest or 10**9) - ids.shape[1]
+        top = sampling.top_logprobs
+        config = GenerationConfig(
+            do_sample=False,  # the noise below does the drawing
+            max_new_tokens=min(sampling.max_tokens or DEFAULT_MAX_TOKENS, room),
+            eos_token_id=sorted(self._ends) or None,
+            pad_token_id=self._pad,
+            stop_strings=list(sampling.stop) or None,
+            output_logits=top is not None,
+            return_dict_in_generate=True,
+        )
+        made = self.model.generate(
+            ids,
+            attention_mask=mask,
+            generation_config=config,
+            logits_processor=_processors(sampling, [encoded.request for encoded in batch]),
+            tokenizer=self.tokenizer if sampling.stop else None,
+        )
+        replies = []
+        for row, encoded in enumerate(batch):
+            tokens = made.sequences[row, ids.shape[1] :].tolist()
+            length = next((i for i, token in enumerate(tokens) if token in self._ends), len(tokens))
+            text = self.tokenizer.decode(tokens[:length], skip_special_tokens=True)
+            cut = min((text.find(stop) for stop in sampling.stop if stop in text), default=-1)
+            ended = length < len(tokens) or cut >= 0
+            tops = None if top is None else self._top(made.logits[: length + ended], row, top)
+            replies.append(
+                Reply(
+                    text[:cut] if cut >= 0 else text,
+                    "stop" if ended else "length",
+                    len(encoded.rows[0]),
+                    length,
+                    top_logprobs=tops,
+                )
+            )
+        return replies
+
+    def _top(self, logits: Sequence[Tensor], row: int, count: int) -> tuple[dict[str, float], ...]:
+        """For each position the likeliest tokens of one row with their log-probs."""
+        tops = []
+        for step in logits:
+            values, tokens = step[row].float().log_softmax(-1).topk(count)
+            pairs = zip(tokens.tolist(), values.tolist(), strict=True)
+            tops.append({self.tokenizer.decode([token]): value for token, value in pairs})
+        return tuple(tops)
+
+    def _score(self, encoded: Encoded) -> Reply:
+        ids, mask = self._padded(encoded.rows)
+        kept = max(encoded.scored) + 1
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        logits = self.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=kept
+        ).logits[:, :-1]  # (continuations, kept - 1, V)
+        wanted = ids[:, -(kept - 1) :, None]
+        logps = logits.float().log_softmax(-1).gather(-1, wanted)[..., 0].tolist()
+        scores = zip(logps, encoded.scored, strict=True)
+        return Reply(
+            prompt_tokens=int(mask.sum()),
+            completion_tokens=0,
+            logps=tuple(tuple(row[-count:]) for row, count in scores),
+        )
+
+
+def _processors(sampling: Sampling, requests: Sequence[Request]) -> Any:
+    """What turns logits into the scores whose maximum is the drawn token."""
+    from transformers import (
+        LogitsProcessorList,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    if sampling.temperature == 0:
+        return LogitsProcessorList()
+    made: list[Any] = []
+    if sampling.temperature is not None and sampling.temperature != 1:
+        made.append(TemperatureLogitsWarper(float(sampling.temperature)))
+    if sampling.top_k:
+        made.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p is not None and sampling.top_p < 1:
+        made.append(TopPLogitsWarper(sampling.top_p))
+    return LogitsProcessorList([*made, _GumbelNoise([request.draw() for request in requests])])
+
+
+class _GumbelNoise:
+    """Adds Gumbel noise, each row from a generator of its own: the maximum is then a fair draw.
+
+    Args:
+        seeds: One per row.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._seeds = seeds
+        self._generators: list[Any] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, V) scores with noise."""
+        import torch
+
+        if not self._generators:
+            make = torch.Generator
+            self._generators = [make(scores.device).manual_seed(seed) for seed in self._seeds]
+        noise = torch.empty_like(scores, dtype=torch.float32)
+        for row, generator in zip(noise, self._generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores.float() - noise.log()
