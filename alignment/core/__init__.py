@@ -1,0 +1,1 @@
+"""The core: groups, packing, log-probs, scoring."""

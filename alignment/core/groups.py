@@ -1,0 +1,354 @@
+"""Prompts with their responses, and how rows of the outside world become such groups.
+
+This is the only file that knows column names. It needs nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+Message: TypeAlias = dict[str, Any]
+Content: TypeAlias = "str | list[Message]"
+"""Plain text, or chat messages with `role` and `content`."""
+
+CHOSEN, NEITHER, REJECTED = 1, 0, -1
+
+
+class RowError(ValueError):
+    """A row that cannot be used.
+
+    Attributes:
+        reason: A short stable code, one of the keys under which rejects are counted.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Response:
+    """One response to a prompt, with the labels that the data gives it.
+
+    Attributes:
+        content: Text, or the assistant's messages.
+        reward: Label from the data, higher is better.
+        role: `CHOSEN` (also desirable, teacher's), `REJECTED` (also undesirable, student's) or
+            `NEITHER`.
+        weight: Weight of this response from the data.
+        prompt: The prompt this response is read under where that is not the group's: a judged view.
+        twin: For a judged view, the index in the group of the plain view of the same response.
+        model: Who wrote it.
+    """
+
+    content: Content
+    reward: float | None = None
+    role: int = NEITHER
+    weight: float | None = None
+    prompt: Content | None = None
+    twin: int | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt and its responses.
+
+    Attributes:
+        prompt: Plain text or messages; never what was added to it while generating.
+        responses: At least one.
+        meta: Anything else worth keeping, such as the builder, seeds and the generation prompt.
+    """
+
+    prompt: Content
+    responses: tuple[Response, ...]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def conversational(self) -> bool:
+        """Whether prompt and responses are chat messages rather than plain text."""
+        return not isinstance(self.prompt, str)
+
+
+def text_of(content: Content) -> str:
+    """The words of a text or of messages, for checks and statistics."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(str(message.get("content") or "") for message in content)
+
+
+def group_from_row(row: Mapping[str, Any]) -> Group:
+    """Reads one row of any of the known formats.
+
+    | columns | becomes |
+    |---|---|
+    | `prompt`, `chosen`, `rejected` (TRL; `prompt` may be implicit) | a pair |
+    | `prompt`, `responses`, `rewards` (or `text` and `reward` in each) | a scored group |
+    | `instruction`, `completions` (UltraFeedback) | a scored group |
+    | `prompt`, `completion`, `label` (TRL unpaired) | one response, desirable or not |
+    | `prompt`, `completion` or `messages` (TRL) | one response |
+    | `instruction`, `input`, `output` (Alpaca) | one response |
+
+    Texts may be strings or lists of chat messages.
+
+    Args:
+        row: Column name -> value.
+
+    Returns:
+        The group, already checked: a prompt, no empty response, chosen unlike rejected.
+
+    Raises:
+        RowError: The row cannot be used; `reason` says why in one word.
+    """
+    row = {key: value for key, value in row.items() if value is not None}
+    if "chosen" in row and "rejected" in row:
+        group = _pair(row)
+    elif "responses" in row:
+        group = _scored(row)
+    elif "completions" in row:
+        group = _ultrafeedback(row)
+    elif "completion" in row:
+        group = _single(row, row["completion"])
+    elif "messages" in row:
+        prompt, response = _split_messages(row["messages"])
+        group = _single({**row, "prompt": prompt}, response)
+    elif "output" in row and "instruction" in row:
+        group = _alpaca(row)
+    else:
+        raise RowError(
+            "unknown_format",
+            f"columns {sorted(row)} fit no known format; see docs/data_format.md, "
+            "for example `prompt`, `chosen`, `rejected`",
+        )
+    _check(group)
+    return group
+
+
+def binarise(group: Group, seed: int) -> tuple[Group, tuple[str, ...]]:
+    """The pair of the best against the worst response by reward, with a strict gap.
+
+    Args:
+        group: A scored group.
+        seed: Decides among equal rewards, together with the texts, so that row order plays no part.
+
+    Returns:
+        The pair, and which sides had a tie to break: `tie_best`, `tie_worst`.
+
+    Raises:
+        RowError: `no_reward` where a reward is missing, `no_gap` where all rewards are equal,
+            `identical` where best and worst are the same text.
+    """
+    rewards = [response.reward for response in group.responses]
+    if len(rewards) < 2 or any(reward is None for reward in rewards):
+        raise RowError("no_reward", "a best-against-worst pair needs two responses with rewards")
+    scored = [(reward, index) for index, reward in enumerate(rewards) if reward is not None]
+    high, low = max(scored)[0], min(scored)[0]
+    if high == low:
+        raise RowError("no_gap", f"all {len(scored)} responses have the reward {high}")
+    rng = random.Random(f"{seed}\0{text_of(group.prompt)}")
+    best = [index for reward, index in scored if reward == high]
+    worst = [index for reward, index in scored if reward == low]
+    chosen = replace(group.responses[rng.choice(best)], role=CHOSEN)
+    rejected = replace(group.responses[rng.choice(worst)], role=REJECTED)
+    pair = replace(group, responses=(chosen, rejected))
+    _check(pair)
+    ties = {"tie_best": best, "tie_worst": worst}
+    return pair, tuple(name for name, equal in ties.items() if len(equal) > 1)
+
+
+def row_from_group(group: Group) -> dict[str, Any]:
+    """The row of a group in TRL's columns.
+
+    The inverse of `group_from_row` for pairs, scored groups and single responses.
+
+    Raises:
+        RowError: The group has judged views, which have no such row.
+    """
+    if any(response.twin is not None for response in group.responses):
+        raise RowError("judged", "a group with judged views has no row in TRL's columns")
+    row: dict[str, Any] = {"prompt": group.prompt}
+    roles = [response.role for response in group.responses]
+    rewards = [response.reward for response in group.responses]
+    if sorted(roles) == [REJECTED, CHOSEN]:
+        for name, role in (("chosen", CHOSEN), ("rejected", REJECTED)):
+            response = group.responses[roles.index(role)]
+            row[name] = response.content
+            if response.reward is not None:
+                row[f"score_{name}"] = response.reward
+    elif len(roles) == 1:
+        row["completion"] = group.responses[0].content
+        if roles[0] == REJECTED or group.responses[0].weight is not None:
+            row["label"] = roles[0] == CHOSEN
+    else:
+        row["responses"] = [response.content for response in group.responses]
+        row["rewards"] = rewards
+        if any(response.model for response in group.responses):
+            row["models"] = [response.model for response in group.responses]
+    if group.meta:
+        row["meta"] = dict(group.meta)
+    return row
+
+
+def _pair(row: Mapping[str, Any]) -> Group:
+    chosen, rejected = row["chosen"], row["rejected"]
+    if "prompt" in row:
+        prompt = row["prompt"]
+        if not isinstance(prompt, str) and not isinstance(chosen, str):
+            chosen, rejected = _after(prompt, chosen), _after(prompt, rejected)
+        elif isinstance(prompt, str) and not isinstance(chosen, str):
+            # Binarised UltraFeedback has a plain prompt beside two whole conversations.
+            prompt, chosen, rejected = _implicit_prompt(chosen, rejected, prompt)
+    else:
+        if chosen == rejected:
+            raise RowError("identical", "chosen and rejected are the same text")
+        prompt, chosen, rejected = _implicit_prompt(chosen, rejected)
+    return Group(
+        prompt,
+        (
+            Response(chosen, _number(row, "score_chosen"), CHOSEN),
+            Response(rejected, _number(row, "score_rejected"), REJECTED),
+        ),
+        _meta(row),
+    )
+
+
+def _scored(row: Mapping[str, Any]) -> Group:
+    items = row["responses"]
+    if not isinstance(items, Sequence) or isinstance(items, str):
+        raise RowError("bad_type", f"`responses` must be a list, got {type(items).__name__}")
+    rewards, models = row.get("rewards"), row.get("models")
+    for name, values in (("rewards", rewards), ("models", models)):
+        if values is not None and len(values) != len(items):
+            raise RowError(
+                "length_mismatch", f"{len(items)} `responses` but {len(values)} `{name}`"
+            )
+    responses = []
+    for index, item in enumerate(items):
+        record = item if isinstance(item, Mapping) else {"text": item}
+        reward = rewards[index] if rewards is not None else record.get("reward")
+        responses.append(
+            Response(
+                record.get("text") or record.get("response") or record.get("content") or "",
+                None if reward is None else _finite(reward, f"rewards[{index}]"),
+                model=models[index] if models is not None else record.get("model"),
+            )
+        )
+    return Group(row.get("prompt", row.get("instruction", "")), tuple(responses), _meta(row))
+
+
+def _ultrafeedback(row: Mapping[str, Any]) -> Group:
+    responses = []
+    for index, item in enumerate(row["completions"]):
+        score = item.get("overall_score", item.get("fine-grained_score"))
+        reward = None if score is None else _finite(score, f"completions[{index}].overall_score")
+        responses.append(Response(item.get("response", ""), reward, model=item.get("model")))
+    return Group(row.get("instruction", row.get("prompt", "")), tuple(responses), _meta(row))
+
+
+def _single(row: Mapping[str, Any], response: Content) -> Group:
+    label = row.get("label", True)
+    if not isinstance(label, bool | int) or label not in (0, 1):
+        raise RowError("bad_label", f"`label` must be true or false, got {label!r}")
+    return Group(
+        row.get("prompt", ""),
+        (Response(response, _number(row, "reward"), CHOSEN if label else REJECTED),),
+        _meta(row),
+    )
+
+
+def _alpaca(row: Mapping[str, Any]) -> Group:
+    prompt = row["instruction"]
+    if row.get("input"):
+        prompt = f"{prompt}\n\n{row['input']}"
+    return _single({**row, "prompt": prompt}, row["output"])
+
+
+def _split_messages(messages: Any) -> tuple[list[Message], list[Message]]:
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise RowError("bad_type", "`messages` must be a list of chat messages")
+    if messages[-1].get("role") != "assistant":
+        raise RowError("no_response", "`messages` must end with the assistant's turn")
+    return list(messages[:-1]), [messages[-1]]
+
+
+def _implicit_prompt(
+    chosen: Content, rejected: Content, prompt: str | None = None
+) -> tuple[Content, Content, Content]:
+    shared = 0
+    for left, right in zip(chosen, rejected, strict=False):
+        if left != right:
+            break
+        shared += 1
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        # Words stay whole, and the space before a word belongs to it, as tokenizers have it.
+        while shared and not chosen[shared - 1].isspace():
+            shared -= 1
+        while shared and chosen[shared - 1] == " ":
+            shared -= 1
+        return chosen[:shared], chosen[shared:], rejected[shared:]
+    if isinstance(chosen, str) or isinstance(rejected, str):
+        raise RowError("bad_type", "`chosen` and `rejected` must both be text or both be messages")
+    if not shared and prompt is not None:
+        return [{"role": "user", "content": prompt}], chosen, rejected
+    return list(chosen[:shared]), list(chosen[shared:]), list(rejected[shared:])
+
+
+def _after(prompt: Any, messages: Any) -> list[Message]:
+    """The response when a conversation repeats its prompt; the messages as they are otherwise."""
+    if len(messages) > len(prompt) and list(messages[: len(prompt)]) == list(prompt):
+        return list(messages[len(prompt) :])
+    return list(messages)
+
+
+def _number(row: Mapping[str, Any], name: str) -> float | None:
+    return _finite(row[name], name) if name in row else None
+
+
+def _finite(value: Any, name: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise RowError("bad_reward", f"`{name}` is not a number: {value!r}") from None
+    if number != number or number in (float("inf"), float("-inf")):
+        raise RowError("bad_reward", f"`{name}` is {number}; rewards must be finite")
+    return number
+
+
+def _meta(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    meta = row.get("meta", {})
+    return meta if isinstance(meta, Mapping) else {"meta": meta}
+
+
+def _check(group: Group) -> None:
+    _check_content(group.prompt, "prompt")
+    if not text_of(group.prompt).strip():
+        raise RowError("no_prompt", "the row has no `prompt`, or an empty one")
+    if isinstance(group.prompt, list) and group.prompt[-1].get("role") == "assistant":
+        raise RowError("prompt_ends_with_assistant", "the prompt ends with the assistant's turn")
+    if not group.responses:
+        raise RowError("no_response", "the row has no response")
+    for index, response in enumerate(group.responses):
+        _check_content(response.content, f"response {index}")
+        if not text_of(response.content).strip():
+            raise RowError("empty_response", f"response {index} is empty")
+        if isinstance(response.content, str) == group.conversational:
+            raise RowError("bad_type", "prompt and responses must all be text or all be messages")
+    if sorted(response.role for response in group.responses) == [REJECTED, CHOSEN]:
+        chosen, rejected = (text_of(response.content).split() for response in group.responses)
+        if chosen == rejected:
+            raise RowError("identical", "chosen and rejected are the same text")
+
+
+def _check_content(content: Any, name: str) -> None:
+    if not isinstance(content, str | list):
+        kind = type(content).__name__
+        raise RowError("bad_type", f"{name} must be text or a list of messages, got {kind}")
+    if isinstance(content, list) and not all(_is_message(message) for message in content):
+        raise RowError("bad_type", f"{name}: every message needs `role` and `content`")
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, Mapping) and "role" in message and "content" in message

@@ -1,0 +1,111 @@
+"""Rows from local files, one at a time, each with a name for messages: `pairs.jsonl:17`."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, cast
+
+from alignment.cli import UserError, nearest
+
+Row = dict[str, Any]
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".parquet")
+
+
+def read_rows(path: str | Path) -> Iterator[tuple[str, Row]]:
+    """Reads a file of rows.
+
+    Args:
+        path: `.jsonl`, `.json` (a list of objects), both also as `.gz`; `.csv`; `.parquet`.
+
+    Yields:
+        A name of the row and the row.
+
+    Raises:
+        UserError: The file is missing, of an unknown kind, or broken; the line is named.
+    """
+    path = Path(path)
+    if not path.is_file():
+        folder = path.parent
+        near = nearest(path.name, [p.name for p in folder.iterdir()]) if folder.is_dir() else None
+        hint = f"; did you mean `{folder / near}`?" if near else ""
+        raise UserError(f"no such file: {path}{hint}")
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".jsonl"):
+        yield from _read_lines(path)
+    elif name.endswith(".json"):
+        yield from _read_json(path)
+    elif name.endswith(".csv"):
+        with path.open(encoding="utf-8", newline="") as file:
+            for number, row in enumerate(csv.DictReader(file), start=2):
+                yield f"{path.name}:{number}", cast(Row, row)
+    elif name.endswith(".parquet"):
+        yield from _read_parquet(path)
+    else:
+        raise UserError(f"{path}: unknown kind of file; known are {', '.join(SUFFIXES)}")
+
+
+def is_local(path: str) -> bool:
+    """Whether a data set's name is meant as a file here rather than an id on the Hub."""
+    return path.endswith(SUFFIXES) or Path(path).exists()
+
+
+def _open(path: Path) -> IO[str]:
+    if path.suffix == ".gz":
+        return cast(IO[str], gzip.open(path, "rt", encoding="utf-8"))
+    return path.open(encoding="utf-8")
+
+
+def _read_lines(path: Path) -> Iterator[tuple[str, Row]]:
+    number = 0
+    try:
+        with _open(path) as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield f"{path.name}:{number}", _object(json.loads(line), f"{path}:{number}")
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}:{number}: broken JSON ({error.msg} at column {error.colno}); "
+            "mend or delete the line"
+        ) from None
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}: damaged after line {number} ({error}); fetch it again") from None
+
+
+def _read_json(path: Path) -> Iterator[tuple[str, Row]]:
+    try:
+        with _open(path) as file:
+            rows = json.load(file)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}:{error.lineno}: broken JSON ({error.msg} at column {error.colno})"
+        ) from None
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: expected a list of objects, got a {type(rows).__name__}")
+    for number, row in enumerate(rows):
+        yield f"{path.name}[{number}]", _object(row, f"{path}[{number}]")
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{path}: not a Parquet file ({error})") from None
+    number = 0
+    for batch in file.iter_batches():
+        for row in batch.to_pylist():
+            yield f"{path.name}[{number}]", row
+            number += 1
+
+
+def _object(row: Any, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected an object with columns, got a {type(row).__name__}")
+    return row

@@ -1,0 +1,1 @@
+"""Builders of preference data: one data set, one file."""
