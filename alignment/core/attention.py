@@ -1,0 +1,101 @@
+"""What a packed position may see, in the form a transformers model takes.
+
+One rule covers every layout: a position sees the earlier positions of its own sequence that lie on
+the prefix or on its own branch. A sliding window cuts by distance of position ids, not of packed
+indices.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from alignment.core.packing import PADDING, PackedBatch
+
+Mask: TypeAlias = "Tensor | dict[str, Tensor]"
+
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+_DENSE_BACKENDS = ("sdpa", "eager")
+
+
+def why_not_shared(config: Any) -> str | None:
+    """Why a model cannot share a prefix between responses, or None where it can.
+
+    Args:
+        config: The model's configuration.
+
+    Returns:
+        One clause for a message.
+    """
+    config = config.get_text_config()
+    backend = config._attn_implementation
+    if backend not in _DENSE_BACKENDS:
+        return f"attn_implementation `{backend}` takes no custom mask (use sdpa or eager)"
+    kinds = set(getattr(config, "layer_types", None) or [_FULL])
+    if other := sorted(kinds - {_FULL, _SLIDING}):
+        return f"its layers of type {', '.join(other)} carry state along the row"
+    if getattr(config, "is_encoder_decoder", False):
+        return "it is an encoder-decoder"
+    if not hasattr(config, "num_attention_heads") or _is_recurrent(config):
+        return f"`{config.model_type}` is not attention all the way"
+    return None
+
+
+def attention_mask(batch: PackedBatch, config: Any, dtype: torch.dtype) -> Mask:
+    """The `attention_mask` argument for one forward pass.
+
+    Args:
+        batch: The packed batch.
+        config: The model's configuration.
+        dtype: Dtype of the hidden states, for additive masks.
+
+    Returns:
+        (B, T) int64 where rows are single sequences; otherwise (B, 1, T, T), boolean for SDPA and
+        additive for eager attention; a dict of those by layer type for models that mix full and
+        sliding layers.
+    """
+    if batch.one_sequence_per_row:
+        return (batch.sequence != PADDING).long()
+    config = config.get_text_config()
+    seen = visible(batch)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None)
+    if not kinds:
+        kinds = {_FULL} if window is None else {_SLIDING}
+    masks = {}
+    for kind in kinds:
+        mask = seen if kind == _FULL or window is None else seen & within(batch, window)
+        masks[kind] = _for_backend(mask[:, None], config._attn_implementation, dtype)
+    return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def visible(batch: PackedBatch) -> Tensor:
+    """(B, T, T) bool, whether query t may see key s; padding sees earlier padding."""
+    sequence, branch = batch.sequence, batch.branch
+    length = sequence.shape[1]
+    seen = torch.ones(length, length, dtype=torch.bool, device=sequence.device).tril()
+    own_branch = branch[:, :, None] == branch[:, None, :]
+    return (
+        seen
+        & (sequence[:, :, None] == sequence[:, None, :])
+        & (own_branch | (branch == 0)[:, None, :])
+    )
+
+
+def within(batch: PackedBatch, window: int) -> Tensor:
+    """(B, T, T) bool, whether two positions are less than `window` tokens apart."""
+    positions = batch.position_ids
+    return positions[:, :, None] - positions[:, None, :] < window
+
+
+def _for_backend(mask: Tensor, backend: str, dtype: torch.dtype) -> Tensor:
+    if backend == "sdpa":
+        return mask
+    additive = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return additive.masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+def _is_recurrent(config: Any) -> bool:
+    return any(hasattr(config, name) for name in ("ssm_cfg", "state_size", "mamba_d_state", "rwkv"))

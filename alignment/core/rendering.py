@@ -1,0 +1,193 @@
+"""Groups of texts as groups of token ids.
+
+Prompt and response are joined as ids at the boundary where generation would begin, so a response is
+trained on the context that the model sees when it is used. A response that would lose its
+end-of-turn token, and a template that renders the prompt differently once a response follows, are
+reported and never trained on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from jinja2.exceptions import TemplateError
+
+from alignment.cli import UserError
+from alignment.core.groups import Content, Group, RowError
+from alignment.core.packing import TokenGroup
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TruncationMode = Literal["drop", "keep_start", "keep_end"]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A group as ids, with what a reader of the data should know about it.
+
+    Attributes:
+        group: The ids.
+        notices: Codes of what was done to the row: `truncated`, `joined_as_ids`.
+    """
+
+    group: TokenGroup
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """Turns groups into token ids.
+
+    Attributes:
+        tokenizer: With an end-of-sequence token, and a chat template where the data is
+            conversational.
+        max_length: Longest prompt plus response in tokens; None for no limit.
+        truncation_mode: What happens to longer ones: `drop` rejects the row, `keep_start` cuts the
+            response (as TRL does; the row then ends without an end-of-turn token and is reported),
+            `keep_end` cuts the beginning of the prompt.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int | None = 1024
+    truncation_mode: TruncationMode = "drop"
+
+    def __post_init__(self) -> None:
+        if self.tokenizer.eos_token_id is None:
+            raise UserError(
+                f"tokenizer `{self.tokenizer.name_or_path}` has no end-of-sequence token, so no "
+                "response could ever end: set `eos_token` in its tokenizer_config.json"
+            )
+
+    @cached_property
+    def _end_tokens(self) -> frozenset[int]:
+        """Tokens that end a turn: the end of sequence, and special tokens named for it."""
+        names = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|return|>", "<turn|>")
+        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+        ids = {self.tokenizer.convert_tokens_to_ids(name) for name in names} & special
+        return frozenset({self.tokenizer.eos_token_id} | ids)
+
+    def __call__(self, group: Group, origin: str = "") -> Rendered:
+        """Renders one group.
+
+        Raises:
+            RowError: The row cannot be used: `prompt_too_long`, `too_long`, `no_end_of_turn`,
+                `prompt_not_prefix` or `empty_prompt`.
+            UserError: The data is conversational and the tokenizer has no chat template.
+        """
+        contexts, responses = [], []
+        notices: set[str] = set()
+        for response in group.responses:
+            prompt = group.prompt if response.prompt is None else response.prompt
+            render = self._text if isinstance(prompt, str) else self._messages
+            context_ids, response_ids = render(prompt, response.content, notices)
+            context_ids, response_ids = self._fit(context_ids, response_ids, notices)
+            contexts.append(context_ids)
+            responses.append(response_ids)
+        rewards = [response.reward for response in group.responses]
+        weights = [response.weight for response in group.responses]
+        twins = [response.twin for response in group.responses]
+        tokens = TokenGroup.of(
+            contexts,
+            responses,
+            role=[response.role for response in group.responses],
+            reward=None if None in rewards else rewards,
+            weight=None if None in weights else weights,
+            twin=None if set(twins) == {None} else [-1 if t is None else t for t in twins],
+            origin=origin,
+        )
+        return Rendered(tokens, tuple(sorted(notices)))
+
+    def _text(
+        self, prompt: Content, response: Content, notices: set[str]
+    ) -> tuple[list[int], list[int]]:
+        """Plain text: the end of sequence is appended, as TRL does."""
+        eos = self.tokenizer.eos_token_id
+        context_ids = self._ids(prompt)
+        whole_ids = self._ids(f"{prompt}{response}")
+        for ids in (context_ids, whole_ids):
+            if len(ids) > 1 and ids[-1] == eos and not str(response).endswith(self._eos_text):
+                ids.pop()  # some tokenizers end every text
+        if not context_ids:
+            raise RowError(
+                "empty_prompt", "the prompt has no token, so nothing predicts the response"
+            )
+        if whole_ids[: len(context_ids)] == context_ids and len(whole_ids) > len(context_ids):
+            response_ids = whole_ids[len(context_ids) :]
+        else:
+            # Tokens would merge across the boundary, which generation never sees.
+            response_ids = self._ids(response, add_special_tokens=False)
+            notices.add("joined_as_ids")
+        if response_ids[-1:] != [eos]:
+            response_ids = [*response_ids, eos]
+        return context_ids, response_ids
+
+    def _messages(
+        self, prompt: Content, response: Content, notices: set[str]
+    ) -> tuple[list[int], list[int]]:
+        if self.tokenizer.chat_template is None:
+            raise UserError(
+                "the data is conversational but tokenizer "
+                f"`{self.tokenizer.name_or_path}` has no chat template: set `chat_template_path` "
+                "to a .jinja file, or give the data as plain text"
+            )
+        try:
+            before = self._rendered(prompt, add_generation_prompt=True)
+            whole = self._rendered([*prompt, *response])
+        except (TemplateError, TypeError, KeyError, ValueError) as error:
+            raise RowError(
+                "template_error", f"the chat template refused the row: {error}"
+            ) from error
+        if not whole.startswith(before):
+            raise RowError(
+                "prompt_not_prefix",
+                "the chat template renders the prompt differently once a response follows",
+            )
+        context_ids = self._ids(before, add_special_tokens=False)
+        response_ids = self._ids(whole[len(before) :], add_special_tokens=False)
+        ends = [i for i, token in enumerate(response_ids) if token in self._end_tokens]
+        if not ends:
+            raise RowError(
+                "no_end_of_turn",
+                "the chat template ends the response without an end-of-turn token, so the model "
+                "would not learn to stop",
+            )
+        # What the template writes after the end of the turn is never generated.
+        return context_ids, response_ids[: ends[-1] + 1]
+
+    def _fit(
+        self, context_ids: list[int], response_ids: list[int], notices: set[str]
+    ) -> tuple[list[int], list[int]]:
+        limit, total = self.max_length, len(context_ids) + len(response_ids)
+        if limit is None or total <= limit:
+            return context_ids, response_ids
+        if self.truncation_mode == "keep_end" and len(response_ids) < limit:
+            notices.add("truncated")
+            return context_ids[total - limit :], response_ids
+        if len(context_ids) >= limit:
+            raise RowError(
+                "prompt_too_long",
+                f"the prompt has {len(context_ids)} tokens, max_length is {limit}",
+            )
+        if self.truncation_mode == "keep_start":
+            notices.add("truncated")
+            return context_ids, response_ids[: limit - len(context_ids)]
+        raise RowError(
+            "too_long",
+            f"prompt and response have {total} tokens, max_length is {limit}; "
+            "raise it or set `truncation_mode`",
+        )
+
+    @cached_property
+    def _eos_text(self) -> str:
+        return str(self.tokenizer.eos_token)
+
+    def _ids(self, text: Content, **kwargs: Any) -> list[int]:
+        ids: list[int] = self.tokenizer(str(text), verbose=False, **kwargs)["input_ids"]
+        return list(ids)
+
+    def _rendered(self, messages: Any, **kwargs: Any) -> str:
+        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, **kwargs)
+        return str(text)

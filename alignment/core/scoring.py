@@ -1,0 +1,220 @@
+"""Runs policy and reference over a packed batch and fills `GroupTerms`.
+
+This file and the trainer are the only ones that know that accelerate, peft or deepspeed exist.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from alignment.core.attention import attention_mask
+from alignment.core.logps import HeadTransform, token_logps
+from alignment.core.packing import PackedBatch
+from alignment.objectives.base import GroupTerms, Objective, Progress
+
+REFERENCE_ADAPTER = "ref"
+"""Name of a frozen copy of the policy's adapter as it was before training."""
+
+
+@dataclass
+class ScoredOutput(ModelOutput):
+    """What a model returns for a packed batch.
+
+    Attributes:
+        logps: (N,) nats, log-prob of each response token.
+    """
+
+    logps: Tensor | None = None
+
+
+def add_scored_forward(model: PreTrainedModel) -> None:
+    """Lets `model(packed=batch)` return the log-probs of the batch's response tokens.
+
+    The head runs inside the forward that DDP, FSDP and DeepSpeed wrap, and is called as a module,
+    so their hooks fire and gather it, in the backward pass as well. Any other call is answered as
+    before.
+
+    Args:
+        model: A causal language model, without its adapter.
+    """
+    original = model.forward
+    transform = HeadTransform.of_config(model.config)
+
+    @functools.wraps(type(model).forward)
+    def forward(
+        self: PreTrainedModel, *args: Any, packed: PackedBatch | None = None, **kwargs: Any
+    ) -> Any:
+        if packed is None:
+            return original(*args, **kwargs)
+        hidden = self.base_model(
+            input_ids=packed.input_ids,
+            position_ids=packed.position_ids,
+            attention_mask=attention_mask(packed, self.config, self.dtype),
+            use_cache=False,
+        ).last_hidden_state
+        head = _active_head(self)
+
+        def score(rows: Tensor) -> Tensor:
+            bias = None if head.bias is None else _whole(head.bias)
+            return token_logps(rows, _whole(head.weight), packed.targets, bias, transform)
+
+        rows = hidden.flatten(0, 1).index_select(0, packed.predicts)
+        return ScoredOutput(logps=_call_as(head, score, rows))
+
+    # transformers' generation reads the signature of the original.
+    model.forward = types.MethodType(forward, model)
+
+
+@dataclass
+class Scorer:
+    """Fills `GroupTerms` for an objective.
+
+    Attributes:
+        objective: Whose needs decide what is computed.
+        ref_model: A frozen reference; None takes the policy with its adapter off (or, where the
+            adapter was trained before, with the frozen copy of it).
+        unwrap: Strips what the training engine wrapped around the policy.
+        meant_to_differ: The reference is another model than the policy started from.
+        reference_is_start: The reference is the policy before its first step, so it must be stored.
+    """
+
+    objective: Objective
+    ref_model: nn.Module | None
+    unwrap: Callable[[nn.Module], nn.Module]
+    meant_to_differ: bool = False
+    reference_is_start: bool = False
+
+    def __call__(
+        self,
+        model: nn.Module,
+        batch: PackedBatch,
+        progress: Progress | None = None,
+        state: Mapping[str, Tensor] | None = None,
+    ) -> GroupTerms:
+        """Scores a batch under the policy and, where the objective asks for it, the reference."""
+        ref_logps = None
+        if "reference" in self.objective.needs:
+            ref_logps = self.reference_logps(model, batch)
+        return label_terms(
+            batch,
+            logps=policy_logps(model, batch),
+            ref_logps=ref_logps,
+            progress=progress if progress is not None else Progress(),
+            state=state or {},
+        )
+
+    def reference_logps(self, model: nn.Module, batch: PackedBatch) -> Tensor:
+        """(N,) log-probs under the reference, detached.
+
+        Stored values come first, then the frozen model, then the policy without its adapter.
+
+        Raises:
+            ValueError: There is no reference: the policy has no adapter and no frozen model was
+                given.
+        """
+        if batch.ref_logps is not None:
+            return batch.ref_logps
+        source = model if self.ref_model is None else self.ref_model
+        untrained = nullcontext() if self.ref_model is not None else self._untrained(model)
+        with torch.no_grad(), evaluating(source), untrained:
+            return policy_logps(source, batch)
+
+    @contextmanager
+    def _untrained(self, model: nn.Module) -> Iterator[None]:
+        from peft import PeftModel
+
+        policy = self.unwrap(model)
+        if not isinstance(policy, PeftModel):
+            raise ValueError(
+                f"{type(self.objective).__name__} needs a reference: pass `ref_model`, set "
+                "`precompute_ref_log_probs: true` or train an adapter (`use_peft: true`)"
+            )
+        if REFERENCE_ADAPTER not in policy.peft_config:
+            with policy.disable_adapter():
+                yield
+            return
+        trained = policy.active_adapter
+        policy.set_adapter(REFERENCE_ADAPTER, inference_mode=True)
+        try:
+            yield
+        finally:
+            policy.set_adapter(trained)
+
+
+def policy_logps(model: nn.Module, batch: PackedBatch) -> Tensor:
+    """(N,) log-probs of the response tokens; `add_scored_forward` has prepared the model."""
+    logps: Tensor = model(packed=batch).logps
+    return logps
+
+
+def label_terms(batch: PackedBatch, logps: Tensor | None = None, **values: Any) -> GroupTerms:
+    """`GroupTerms` of a batch.
+
+    Args:
+        batch: The labels and the assignment of tokens to responses.
+        logps: (N,) log-probs; None gives zeros for policy and reference, for what labels alone
+            decide.
+        **values: Further fields of `GroupTerms`.
+    """
+    if logps is None:
+        zeros = torch.zeros(batch.targets.shape, device=batch.targets.device)
+        logps, values = zeros, {"ref_logps": zeros, "teacher_logps": zeros, **values}
+    return GroupTerms(
+        logps=logps,
+        response_of_token=batch.response_of_token,
+        group_of_response=batch.group_of_response,
+        role=batch.role,
+        reward=batch.reward,
+        weight=batch.weight,
+        twin=batch.twin,
+        **values,
+    )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while: no dropout, and no checkpointing where nothing flows back."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _call_as(module: nn.Module, function: Callable[..., Any], *args: Any) -> Any:
+    """Calls `function` as though it were the module's forward, so that its hooks fire."""
+    original = module.__dict__.get("forward")
+    module.forward = function
+    try:
+        return module(*args)
+    finally:
+        if original is None:
+            del module.__dict__["forward"]
+        else:
+            module.forward = original
+
+
+def _active_head(model: PreTrainedModel) -> Any:
+    """The output embedding; of several copies that peft keeps, the one in use."""
+    head: Any = model.get_output_embeddings()
+    if hasattr(head, "modules_to_save"):
+        in_use = not head.disable_adapters and head.active_adapters
+        return head.modules_to_save[head.active_adapters[0]] if in_use else head.original_module
+    return head
+
+
+def _whole(parameter: Tensor) -> Tensor:
+    """FSDP2 shards parameters as DTensors; the head is used whole."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
