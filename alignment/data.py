@@ -1,0 +1,404 @@
+"""From rows to groups of token ids on disk: sources, rejects, and what the trainer reads.
+
+Every row ends in the prepared data or among the rejects, with a reason; nothing is dropped
+silently. The ids live in a memory-mapped Arrow file, so memory does not grow with the number of
+rows.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from alignment.cli import UserError
+from alignment.core.groups import CHOSEN, REJECTED, Group, RowError, binarise, group_from_row
+from alignment.core.packing import Layout, TokenGroup, group_from_record
+from alignment.core.rendering import Renderer
+from alignment.core.rows import SUFFIXES, is_local, read_rows
+
+if TYPE_CHECKING:
+    import datasets
+
+    from alignment.objectives.base import Objective
+
+logger = logging.getLogger(__name__)
+
+PairRule = Literal["best_worst"]
+NamedRows = Iterable[tuple[str, "Mapping[str, Any] | Group"]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set, named as `datasets.load_dataset` and TRL's recipes name it.
+
+    Attributes:
+        path: A local file or folder, or an id on the Hub.
+        name: Configuration on the Hub.
+        split: Split on the Hub, also with a slice: `train[:1%]`.
+        data_files: Files within `path`; with a builder name such as `json` as path, local files.
+        fraction: Share of this source in a mixture; set for all sources or none.
+        streaming: Reads a Hub set without downloading it whole.
+    """
+
+    path: str
+    name: str | None = None
+    split: str = "train"
+    data_files: str | Sequence[str] | None = None
+    fraction: float | None = None
+    streaming: bool = False
+
+    @property
+    def files(self) -> list[Path] | None:
+        """The local files this source stands for, in order; None for the Hub.
+
+        Raises:
+            UserError: A local folder or pattern holds no readable file.
+        """
+        if self.path in ("json", "csv", "parquet") and self.data_files:
+            patterns = [self.data_files] if isinstance(self.data_files, str) else self.data_files
+            found = [p for pattern in patterns for p in sorted(glob.glob(pattern)) or [pattern]]
+            return [Path(p) for p in found]
+        if not is_local(self.path):
+            return None
+        path = Path(self.path)
+        if not path.is_dir():
+            return [path]
+        files = [p for p in sorted(path.iterdir()) if p.name.endswith(SUFFIXES)]
+        named = [p for p in files if p.name.startswith(self.split)] or files
+        if not named:
+            raise UserError(
+                f"{path}: the folder holds no file of a known kind ({', '.join(SUFFIXES)})"
+            )
+        return named
+
+
+def read_sources(sources: Sequence[Source]) -> NamedRows:
+    """The rows of a mixture, in order.
+
+    Where fractions are given, each source contributes its first rows, as many as keep the shares
+    without repeating any row.
+
+    Raises:
+        UserError: A source cannot be read, or fractions are given for some sources only.
+    """
+    fractions = [source.fraction for source in sources]
+    if all(fraction is None for fraction in fractions):
+        for source in sources:
+            yield from _read_source(source)
+        return
+    if None in fractions:
+        raise UserError("datasets: `fraction` must be set for all sources of a mixture or none")
+    shares = np.array(fractions, dtype=float) / sum(f for f in fractions if f is not None)
+    sizes = np.array([sum(1 for _ in _read_source(source)) for source in sources])
+    total = min(size / share for size, share in zip(sizes, shares, strict=True) if share > 0)
+    for source, share in zip(sources, shares, strict=True):
+        yield from islice(_read_source(source), round(share * total))
+
+
+def fingerprint_sources(sources: Sequence[Source]) -> str | None:
+    """A name of the rows' content for the cache of prepared data; None where it cannot be known."""
+    parts: list[Any] = []
+    for source in sources:
+        files = source.files
+        if files is None:
+            return None
+        for path in files:
+            if not path.is_file():
+                raise UserError(f"no such file: {path}")
+            stat = path.stat()
+            parts.append((str(path.resolve()), stat.st_size, stat.st_mtime_ns, source.fraction))
+    return repr(parts)
+
+
+def _read_source(source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    files = source.files
+    if files is not None:
+        for path in files:
+            yield from read_rows(path)
+        return
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(
+            source.path,
+            name=source.name,
+            data_files=source.data_files,
+            split=source.split,
+            streaming=source.streaming,
+        )
+    except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise UserError(
+            f"data set `{source.path}` is no local file, and the Hub has none to load: "
+            f"{str(error).splitlines()[0]}"
+        ) from None
+    for number, row in enumerate(rows):
+        yield f"{source.path}[{number}]", row
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What became of the rows.
+
+    Attributes:
+        kept: Rows that became groups.
+        rejected: How many rows each reason rejected.
+        notices: How many kept rows each notice concerns: `truncated`, `joined_as_ids`, `tie_best`,
+            `tie_worst`.
+        responses: Responses of all kept groups.
+    """
+
+    kept: int
+    rejected: Mapping[str, int]
+    notices: Mapping[str, int]
+    responses: int
+
+    def __str__(self) -> str:
+        """One line: kept, rejected by reason, notices."""
+        rejected = ", ".join(f"{count} {reason}" for reason, count in self.rejected.items())
+        notices = ", ".join(f"{count} {notice}" for notice, count in self.notices.items())
+        lost = f"; rejected {sum(self.rejected.values())} ({rejected})" if rejected else ""
+        return f"{self.kept} groups kept{lost}{f'; {notices}' if notices else ''}"
+
+
+class GroupDataset:
+    """Prepared groups, read one by one from disk.
+
+    Attributes:
+        table: The stored rows that were kept.
+        rejects: The stored rows that were not.
+        report: Counts of both.
+    """
+
+    def __init__(self, table: datasets.Dataset, rejects: datasets.Dataset) -> None:
+        self.table, self.rejects = table, rejects
+        light = table.select_columns(["notices", "shared_length", "plain_length", "size"])
+        columns = light.with_format("numpy")[:] if len(table) else {}
+        self._lengths = {
+            "shared": np.asarray(columns.get("shared_length", ()), dtype=np.int64),
+            "plain": np.asarray(columns.get("plain_length", ()), dtype=np.int64),
+        }
+        self.report = DataReport(
+            kept=len(table),
+            rejected=_by_count(rejects["reason"]),
+            notices=_by_count(notice for notices in light["notices"] for notice in notices),
+            responses=int(np.sum(columns.get("size", 0))),
+        )
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> TokenGroup:
+        return group_from_record(self.table[int(index)])
+
+    def lengths(self, layout: Layout) -> np.ndarray:
+        """(G,) positions that each group takes in a layout."""
+        return self._lengths[layout]
+
+    def select(self, indices: Sequence[int]) -> GroupDataset:
+        """Some of the groups, in the order given; the rejects stay."""
+        return GroupDataset(self.table.select(indices), self.rejects)
+
+    def split(self, size: float, seed: int) -> tuple[GroupDataset, GroupDataset]:
+        """A training and a test part.
+
+        Args:
+            size: Share (below 1) or number of groups of the test part.
+            seed: Decides which groups it gets.
+
+        Raises:
+            UserError: One of the parts would be empty.
+        """
+        count = round(size * len(self)) if size < 1 else int(size)
+        if not 0 < count < len(self):
+            raise UserError(
+                f"test_split_size {size} of {len(self)} groups leaves one part empty; "
+                "choose another"
+            )
+        order = np.random.default_rng(seed).permutation(len(self))
+        train, test = np.sort(order[count:]), np.sort(order[:count])
+        empty = self.rejects.select([])
+        return self.select(train.tolist()), GroupDataset(self.table.select(test.tolist()), empty)
+
+    def write_rejects(self, path: Path) -> None:
+        """Writes the rejected rows, one JSON object each: origin, reason, message, row."""
+        with path.open("w", encoding="utf-8") as file:
+            for row in self.rejects:
+                record = {name: row[name] for name in ("origin", "reason", "message")}
+                record["row"] = json.loads(row["row"])
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How rows become groups of ids; everything the result depends on beside the rows.
+
+    Attributes:
+        renderer: Tokenizer and length limits.
+        objective: Whose needs every row must meet.
+        pair_rule: `best_worst` makes pairs of scored groups; None leaves groups as they are.
+        seed: Breaks ties between equal rewards.
+    """
+
+    renderer: Renderer
+    objective: Objective
+    pair_rule: PairRule | None = None
+    seed: int = 42
+
+    def __call__(
+        self, rows: NamedRows, fingerprint: str | None = None, max_rows: int | None = None
+    ) -> GroupDataset:
+        """Prepares rows and stores them where `datasets` keeps its cache.
+
+        Args:
+            rows: Name of each row, and the row or group.
+            fingerprint: Names the rows' content; an earlier result of the same content, tokenizer
+                and settings is then taken from the cache. None prepares them anew.
+            max_rows: Reads no more rows than this, for streams without end.
+
+        Raises:
+            UserError: No row can be used.
+        """
+        import datasets
+        from datasets.fingerprint import Hasher, generate_random_fingerprint
+
+        if fingerprint is not None:
+            parts = (fingerprint, max_rows, self._settings())
+            fingerprint = Hasher.hash(parts)
+        try:
+            table = datasets.Dataset.from_generator(
+                self._records,
+                features=_features(),
+                gen_kwargs={"rows": islice(rows, max_rows)},
+                fingerprint=fingerprint or generate_random_fingerprint(),
+            )
+        except datasets.exceptions.DatasetGenerationError as error:
+            raise (error.__cause__ or error) from None
+        reasons = table["reason"]
+        kept = [index for index, reason in enumerate(reasons) if reason is None]
+        dropped = [index for index, reason in enumerate(reasons) if reason is not None]
+        prepared = GroupDataset(table.select(kept), table.select(dropped))
+        if not kept:
+            first = table[0]["message"] if dropped else "the data has no row"
+            where = f" (first: {table[0]['origin']}: {first})" if dropped else ""
+            raise UserError(f"no row can be used: {prepared.report}{where}")
+        return prepared
+
+    def _settings(self) -> str:
+        tokenizer = self.renderer.tokenizer
+        vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(tokenizer)
+        return repr(
+            (
+                vocabulary,
+                tokenizer.chat_template,
+                tokenizer.eos_token_id,
+                self.renderer.max_length,
+                self.renderer.truncation_mode,
+                self.objective,
+                self.pair_rule,
+                self.seed,
+            )
+        )
+
+    def _records(self, rows: NamedRows) -> Iterator[dict[str, Any]]:
+        for origin, row in rows:
+            try:
+                yield self._record(origin, row)
+            except RowError as error:
+                yield _rejected(origin, row, error)
+
+    def _record(self, origin: str, row: Mapping[str, Any] | Group) -> dict[str, Any]:
+        group = row if isinstance(row, Group) else group_from_row(row)
+        notices: list[str] = []
+        if self.pair_rule == "best_worst":
+            group, ties = binarise(group, self.seed)
+            notices += ties
+        check_needs(group, self.objective)
+        wanted = tuple(r for r in group.responses if r.role in self.objective.roles)
+        if not wanted:
+            raise RowError("no_response", "the row has no response that the objective reads")
+        rendered = self.renderer(replace(group, responses=wanted), origin)
+        tokens = rendered.group
+        shared, plain = tokens.lengths()
+        return {
+            **{name: getattr(tokens, name) for name in _features() if hasattr(tokens, name)},
+            "notices": [*notices, *rendered.notices],
+            "shared_length": shared,
+            "plain_length": plain,
+            "size": len(tokens.responses),
+        }
+
+
+def default_reference_folder() -> Path:
+    """Where stored reference log-probs live: beside the prepared data."""
+    import datasets
+
+    return Path(datasets.config.HF_DATASETS_CACHE) / "reference"
+
+
+def check_needs(group: Group, objective: Objective) -> None:
+    """Checks that a group carries the labels an objective reads.
+
+    Raises:
+        RowError: It does not; the message names what is missing, what is there and the remedy.
+    """
+    name = type(objective).__name__
+    roles = [response.role for response in group.responses]
+    has_rewards = all(response.reward is not None for response in group.responses)
+    there = (
+        "`rewards`" if has_rewards else "`chosen` and `rejected`" if -1 in roles else "no labels"
+    )
+    if "reward" in objective.needs and not has_rewards:
+        raise RowError("lacks_rewards", f"{name} needs `rewards`; this row has {there}")
+    if "pairs" in objective.needs and sorted(roles) != [REJECTED, CHOSEN]:
+        remedy = ": set `pair_rule: best_worst`" if has_rewards and len(roles) > 1 else ""
+        raise RowError(
+            "lacks_pairs", f"{name} needs `chosen` and `rejected`; this row has {there}{remedy}"
+        )
+    if "role" in objective.needs and 0 in roles:
+        raise RowError("lacks_roles", f"{name} needs labelled responses; this row has {there}")
+
+
+def _rejected(origin: str, row: Mapping[str, Any] | Group, error: RowError) -> dict[str, Any]:
+    shown = {"prompt": row.prompt} if isinstance(row, Group) else dict(row)
+    empty = dict.fromkeys(_features())
+    text = json.dumps(shown, ensure_ascii=False, default=str)
+    told = {"origin": origin, "reason": error.reason, "message": str(error), "row": text}
+    return {**empty, **told, "notices": []}
+
+
+def _features() -> datasets.Features:
+    from datasets import Features, List, Value
+
+    ids, number = List(Value("int32")), Value("int64")
+    return Features(
+        {
+            "prefix": ids,
+            "contexts": List(ids),
+            "responses": List(ids),
+            "role": List(Value("int8")),
+            "reward": List(Value("float64")),
+            "weight": List(Value("float64")),
+            "twin": ids,
+            "origin": Value("string"),
+            "notices": List(Value("string")),
+            "shared_length": number,
+            "plain_length": number,
+            "size": number,
+            "reason": Value("string"),
+            "message": Value("string"),
+            "row": Value("string"),
+        }
+    )
+
+
+def _by_count(values: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(values).most_common())
