@@ -1,0 +1,305 @@
+"""Train a model by a recipe: `--config recipes/<method>/<run>.yaml`, `--key value` to override.
+
+    accelerate launch -m alignment.train --config recipes/apo/smoke.yaml --learning_rate 1e-5
+
+Keys are those of `GroupConfig` (all of transformers' `TrainingArguments` among them), of TRL's
+`ModelConfig` for model and adapter, and of `DataArguments`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# TRL's trainers report their use to a server unless they are told not to.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+from accelerate import PartialState
+from datasets import disable_progress_bars
+from transformers.trainer_utils import get_last_checkpoint
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
+
+from alignment.cli import UserError, load_yaml, run, unknown
+from alignment.data import GroupDataset, Preparation, Source, fingerprint_sources, read_sources
+from alignment.objectives.base import load_objective
+from alignment.trainers.base import GroupTrainer, preparation
+from alignment.trainers.config import GroupConfig
+from alignment.trainers.loading import load_tokenizer
+
+logger = logging.getLogger("alignment")
+
+
+@dataclass
+class DataArguments(ScriptArguments):
+    """Where the rows come from; TRL's keys, and these.
+
+    Attributes:
+        eval_dataset_name: A file or Hub id of its own for evaluation.
+        ref_model_name_or_path: A reference other than the model that training starts from.
+        adapter_name_or_path: An adapter to continue.
+    """
+
+    eval_dataset_name: str | None = field(
+        default=None, metadata={"help": "A file or Hub id of its own for evaluation."}
+    )
+    ref_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A reference other than the starting model."}
+    )
+    adapter_name_or_path: str | None = field(
+        default=None, metadata={"help": "An adapter to continue training."}
+    )
+
+
+@dataclass
+class Recipe:
+    """A parsed recipe.
+
+    Attributes:
+        data: Sources and splits.
+        training: Settings of the run.
+        model: Model and adapter.
+        mixture: Sources of a mixture.
+    """
+
+    data: DataArguments
+    training: GroupConfig
+    model: ModelConfig
+    mixture: DatasetMixtureConfig
+
+
+def parse_recipe(argv: Sequence[str]) -> Recipe:
+    """Reads a YAML recipe and the command line.
+
+    Args:
+        argv: Words after the command.
+
+    Raises:
+        UserError: A key is unknown (the nearest known one is named) or a value is out of range.
+    """
+    kinds = (DataArguments, GroupConfig, ModelConfig, DatasetMixtureConfig)
+    known = {f.name for kind in kinds for f in dataclasses.fields(kind) if f.init} | {"env"}
+    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+        if flag == "--config":
+            for key in load_yaml(value):
+                if key not in known:
+                    raise unknown(f"key in {value}", key, known)
+        elif flag.startswith("--"):
+            name = flag[2:].split("=")[0].replace("-", "_")
+            if name not in known and name.removeprefix("no_") not in known and name != "help":
+                raise unknown("option", flag, [f"--{key}" for key in known])
+    parser = TrlParser(kinds, prog="alignment train", description=__doc__)
+    try:
+        return Recipe(*parser.parse_args_and_config(list(argv)))
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(str(error)) from None
+
+
+def prepare_data(recipe: Recipe) -> tuple[GroupDataset, GroupDataset | None]:
+    """Rows of the recipe as groups of token ids; nothing of the model but its tokenizer is read.
+
+    Returns:
+        The training set, and the evaluation set where the recipe has one.
+    """
+    objective = load_objective(
+        recipe.training.objective, _mapping(recipe.training.objective_kwargs)
+    )
+    model = recipe.model.model_name_or_path
+    if model is None:
+        raise UserError("the recipe names no model: set `model_name_or_path`")
+    prepare = preparation(objective, load_tokenizer(model, recipe.training), recipe.training)
+    state = PartialState()
+    # One process prepares, the others read what it has stored.
+    with state.main_process_first():
+        train = _prepare(prepare, recipe, _train_sources(recipe))
+        evaluation = _prepare(prepare, recipe, _eval_sources(recipe))
+    if train is None:
+        raise UserError("the recipe names no data: set `dataset_name` or `datasets`")
+    if recipe.mixture.test_split_size is not None:
+        train, evaluation = train.split(recipe.mixture.test_split_size, recipe.training.seed)
+    return train, evaluation
+
+
+def build_trainer(recipe: Recipe) -> GroupTrainer:
+    """Prepares the data, checks it against the objective, and only then loads the model."""
+    args, model = recipe.training, recipe.model
+    _check_output(Path(args.output_dir))
+    train, evaluation = prepare_data(recipe)
+    _report_data(train, evaluation, Path(args.output_dir))
+    args.model_init_kwargs = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **_mapping(args.model_init_kwargs),
+    }
+    policy: Any = model.model_name_or_path
+    if recipe.data.adapter_name_or_path is not None:
+        policy = _continued(recipe)
+    return GroupTrainer(
+        policy,
+        args,
+        train,
+        evaluation if args.eval_strategy != "no" or args.do_eval else None,
+        processing_class=load_tokenizer(str(model.model_name_or_path), args),
+        ref_model=recipe.data.ref_model_name_or_path,
+        quantization_config=get_quantization_config(model),
+        peft_config=None if recipe.data.adapter_name_or_path else get_peft_config(model),
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Trains by a recipe, evaluates, saves, and says what became of the data."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "httpcore", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    recipe = parse_recipe(sys.argv[1:] if argv is None else argv)
+    if not PartialState().is_main_process:
+        logging.getLogger().setLevel(logging.WARNING)
+        disable_progress_bars()
+    trainer = build_trainer(recipe)
+    args = recipe.training
+    resume: Any = args.resume_from_checkpoint
+    if isinstance(resume, str) and resume.lower() in ("true", "auto", "latest"):
+        resume = get_last_checkpoint(args.output_dir)
+    trainer.train(resume_from_checkpoint=resume)
+    metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        _report_end(trainer, metrics)
+    if args.push_to_hub:
+        trainer.push_to_hub(dataset_name=recipe.data.dataset_name)
+    trainer.accelerator.end_training()
+
+
+def _train_sources(recipe: Recipe) -> list[Source]:
+    data = recipe.data
+    if recipe.mixture.datasets:
+        return [
+            Source(
+                path=source.path,
+                name=source.name,
+                split=source.split,
+                data_files=source.data_files,
+                fraction=source.fraction,
+                streaming=recipe.mixture.streaming,
+            )
+            for source in recipe.mixture.datasets
+        ]
+    if data.dataset_name is None:
+        return []
+    return [_source(data, data.dataset_name, data.dataset_train_split)]
+
+
+def _eval_sources(recipe: Recipe) -> list[Source]:
+    data = recipe.data
+    if data.eval_dataset_name is not None:
+        return [_source(data, data.eval_dataset_name, data.dataset_test_split)]
+    wanted = recipe.training.eval_strategy != "no" and recipe.mixture.test_split_size is None
+    if not wanted or recipe.mixture.datasets or data.dataset_name is None:
+        return []
+    source = _source(data, data.dataset_name, data.dataset_test_split)
+    files = source.files
+    if (
+        files is not None
+        and files == _source(data, data.dataset_name, data.dataset_train_split).files
+    ):
+        raise UserError(
+            f"`{data.dataset_name}` has no `{data.dataset_test_split}` split to evaluate on: set "
+            "`eval_dataset_name`, or `test_split_size` to hold out a part"
+        )
+    return [source]
+
+
+def _source(data: DataArguments, path: str, split: str) -> Source:
+    return Source(path, name=data.dataset_config, split=split, streaming=data.dataset_streaming)
+
+
+def _prepare(prepare: Preparation, recipe: Recipe, sources: list[Source]) -> GroupDataset | None:
+    if not sources:
+        return None
+    args = recipe.training
+    most = None
+    if any(source.streaming for source in sources):
+        # A stream may have no end; what the steps will read is enough.
+        most = args.max_steps * args.planned_batch_size if args.max_steps > 0 else None
+    return prepare(read_sources(sources), fingerprint_sources(sources), most)
+
+
+def _continued(recipe: Recipe) -> Any:
+    from peft import PeftModel
+
+    from alignment.trainers.loading import load_model
+
+    base = load_model(
+        str(recipe.model.model_name_or_path),
+        recipe.training,
+        get_quantization_config(recipe.model),
+    )
+    adapter = str(recipe.data.adapter_name_or_path)
+    try:
+        return PeftModel.from_pretrained(base, adapter, is_trainable=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"`{adapter}` is no adapter of this model: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def _check_output(folder: Path) -> None:
+    probe = folder / ".write_test"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"\0" * 65536)
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to output_dir {folder}: {error.strerror}; choose another"
+        ) from None
+
+
+def _report_data(train: GroupDataset, evaluation: GroupDataset | None, folder: Path) -> None:
+    logger.info("training data: %s", train.report)
+    if evaluation is not None:
+        logger.info("evaluation data: %s", evaluation.report)
+    if not PartialState().is_main_process:
+        return
+    for name, groups in (("rejects.jsonl", train), ("eval_rejects.jsonl", evaluation)):
+        if groups is not None and groups.report.rejected:
+            groups.write_rejects(folder / name)
+            logger.info("rejected rows with their reasons: %s", folder / name)
+
+
+def _report_end(trainer: GroupTrainer, metrics: dict[str, float]) -> None:
+    report = trainer.data_report
+    rows = {
+        "groups trained on": report.kept,
+        **{f"rows rejected: {reason}": count for reason, count in report.rejected.items()},
+        **{f"rows noticed: {notice}": count for notice, count in report.notices.items()},
+        "steps": trainer.state.global_step,
+        "tokens": trainer.tokens_seen,
+    }
+    shown = ("eval_loss", "eval_rewards/accuracies", "eval_rewards/margins")
+    rows |= {name: round(metrics[name], 4) for name in shown if name in metrics}
+    rows["saved to"] = trainer.args.output_dir
+    width = max(map(len, rows))
+    sys.stdout.write("".join(f"{name:<{width}}  {value}\n" for name, value in rows.items()))
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            raise UserError(f'expected a mapping such as {{"beta": 0.1}}, got `{value}`') from None
+    return dict(value or {})
+
+
+if __name__ == "__main__":
+    run(main)

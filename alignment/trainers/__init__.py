@@ -1,0 +1,1 @@
+"""Trainers: one loop for every objective."""

@@ -1,0 +1,391 @@
+"""The trainer: planned batches in, one objective, global counts, metrics out.
+
+It never asks which objective is running. Where data comes from is `alignment.data`, what a forward
+pass computes is `alignment.core.scoring`, what the loss is stands in `alignment.objectives`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+from accelerate.utils import broadcast_object_list, is_peft_model
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import EvalLoopOutput
+from trl.trainer.base_trainer import _BaseTrainer
+
+from alignment.cli import UserError
+from alignment.core.attention import why_not_shared
+from alignment.core.packing import Layout, PackedBatch, TokenGroup, pack
+from alignment.core.rendering import Renderer, TruncationMode
+from alignment.core.scoring import REFERENCE_ADAPTER, Scorer, add_scored_forward, label_terms
+from alignment.data import GroupDataset, PairRule, Preparation
+from alignment.objectives.base import Mean, Objective, ObjectiveOutput, Progress, load_objective
+from alignment.trainers.batches import plan_evaluation, plan_loader, plan_run
+from alignment.trainers.callbacks import MetricsFile, ObjectiveState, StepHooks, TokenProgress
+from alignment.trainers.config import GroupConfig
+from alignment.trainers.loading import load_policy, load_tokenizer, prepare_frozen
+from alignment.trainers.metrics import MeanLedger, response_metrics
+from alignment.trainers.start import check_layout, run_preflight, store_reference
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import BitsAndBytesConfig
+
+logger = logging.getLogger(__name__)
+
+
+class GroupTrainer(_BaseTrainer):
+    """Trains a causal language model on groups of responses with any objective.
+
+    Args:
+        model: A model, or the path or Hub id of one.
+        args: Settings.
+        train_dataset: Rows of any format that `alignment.core.groups.group_from_row` reads, or
+            groups that `alignment.data` has prepared.
+        eval_dataset: The same, or several by name.
+        processing_class: The tokenizer; by default the one that lies with the model.
+        ref_model: A frozen reference; by default the policy without its adapter, and without
+            adapter a copy of the model as it was loaded.
+        objective: An objective; by default the one that `args` names.
+        quantization_config: Loads the model in 4 or 8 bit.
+        peft_config: Trains an adapter instead of the model.
+        callbacks: Further callbacks.
+        optimizers: Optimiser and scheduler, where they are not to be built from `args`.
+
+    Raises:
+        UserError: Data, tokenizer, model and objective do not fit; said before the model is loaded
+            wherever that can be known.
+    """
+
+    _tag_names: ClassVar[list[str]] = ["contrastive-alignment"]
+    _name = "contrastive-alignment"
+    # The loss is divided by global counts, which are known before the first forward.
+    loss_is_scaled_for_ga = True
+
+    train_dataset: Any
+    eval_dataset: Any
+
+    def __init__(  # noqa: PLR0913 - the signature of TRL's trainers
+        self,
+        model: str | PreTrainedModel,
+        args: GroupConfig,
+        train_dataset: Any,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        *,
+        ref_model: str | PreTrainedModel | None = None,
+        objective: Objective | None = None,
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        kwargs = cast("dict[str, Any]", args.objective_kwargs or {})
+        self.objective = objective or load_objective(args.objective, kwargs)
+        tokenizer = processing_class or load_tokenizer(model, args)
+        prepare = preparation(self.objective, tokenizer, args)
+        train_groups = _prepared(prepare, train_dataset, "train")
+        eval_groups = _prepared_splits(prepare, eval_dataset)
+
+        needs_reference = "reference" in self.objective.needs
+        policy = load_policy(
+            model,
+            args,
+            tokenizer,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            keep_start=needs_reference and ref_model is None and not args.precompute_ref_log_probs,
+        )
+        self.layout, self.layout_reason = _choose_layout(args.layout, policy.base.config)
+        self.plan = plan_run(train_groups, args, self.layout)
+        # Engines read the accumulation when they are built.
+        args.gradient_accumulation_steps = self.plan.accumulation
+        self._means = {"train": MeanLedger(), "eval": MeanLedger()}
+        self._statistics = MeanLedger()
+        self.tokens_seen = 0
+        self.data_report = train_groups.report
+
+        super().__init__(
+            model=policy.model,
+            args=args,
+            train_dataset=train_groups,
+            eval_dataset=eval_groups,
+            processing_class=tokenizer,
+            callbacks=[ObjectiveState(), *(callbacks or [])],
+            optimizers=optimizers,
+        )
+        if args.n_gpu > 1:
+            raise UserError(
+                f"{args.n_gpu} GPUs are visible to one process: start with `accelerate launch`, "
+                "or show one with CUDA_VISIBLE_DEVICES"
+            )
+        self._offload = policy.offloading(args)
+        frozen = None
+        if needs_reference:
+            frozen = policy.frozen_reference(ref_model, args, quantization_config)
+        add_scored_forward(policy.base)
+        self.scorer = Scorer(
+            objective=self.objective,
+            ref_model=prepare_frozen(frozen, self.accelerator),
+            unwrap=self.accelerator.unwrap_model,
+            meant_to_differ=ref_model is not None,
+            reference_is_start=frozen is None and not is_peft_model(policy.model),
+        )
+        self.name_reference = functools.partial(policy.reference_name, ref_model)
+        self.model.add_model_tags(self._tag_names)
+        self._add_own_callbacks()
+
+    def _add_own_callbacks(self) -> None:
+        self.add_callback(StepHooks(self))
+        self.add_callback(MetricsFile(Path(self.args.output_dir) / "metrics.jsonl"))
+        self.pop_callback(PrinterCallback)
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(TokenProgress(self))
+
+    # ---- Batches ----
+
+    def pack(self, groups: list[TokenGroup], *, real: bool = True) -> PackedBatch:
+        """Lays out groups as this run does, on the CPU."""
+        pad_token_id = cast(int, self.processing_class.pad_token_id)
+        return pack(groups, self.layout, pad_token_id, real=real)
+
+    def _collate(self, items: list[tuple[TokenGroup, bool]]) -> PackedBatch:
+        return self.pack([group for group, _ in items], real=all(real for _, real in items))
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The batches of this process, epoch by epoch."""
+        return plan_loader(self.train_dataset, self.plan, self.args, self._collate)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """The batches of this process over an evaluation set, in order."""
+        if isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
+        groups = self.eval_dataset if eval_dataset is None else eval_dataset
+        plan = plan_evaluation(groups, self.args, self.layout)
+        return plan_loader(groups, plan, self.args, self._collate)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[PackedBatch], num_batches: int, device: torch.device
+    ) -> tuple[list[PackedBatch], Any]:
+        """The batches of one optimiser step, and (T,) the global counts of the loss terms.
+
+        Counts come from labels alone, so log-probs of zero serve to read them.
+        """
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        if not batches:
+            return batches, None
+        counts = []
+        for batch in batches:
+            labels = label_terms(batch, progress=self._progress(), state=self._state.tensors())
+            with torch.no_grad():
+                counts.append(float(batch.real) * self.objective(labels).counts())
+        total = torch.stack(counts).sum(0).to(device)
+        return batches, self.accelerator.reduce(total, reduction="sum")
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """Moves a batch; unlike the base class it leaves labels in full precision."""
+        return inputs.to(self.args.device)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Operations of one batch: 6 per parameter and position, forward and backward."""
+        return 6 * inputs.num_tokens * self._num_parameters
+
+    @functools.cached_property
+    def _num_parameters(self) -> int:
+        parameters = self.accelerator.unwrap_model(self.model).parameters()
+        return sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
+
+    # ---- Loss ----
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: PackedBatch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        """This batch's share of the loss of the optimiser step.
+
+        Args:
+            model: The policy as the engine wraps it.
+            inputs: A packed batch on the device.
+            return_outputs: Also returns the objective's output.
+            num_items_in_batch: (T,) global counts; None takes this batch for the whole.
+        """
+        training = model.training
+        with self._offload if training else contextlib.nullcontext():
+            terms = self.scorer(model, inputs, self._progress(), self._state.tensors())
+        output = self.objective(terms)
+        loss = output.loss(num_items_in_batch)
+        if not inputs.real:
+            loss = 0.0 * loss
+        elif training:
+            self._means["train"].add({**output.metrics, **response_metrics(terms)})
+            self._statistics.add(output.statistics)
+            self.tokens_seen += inputs.num_tokens
+        else:
+            self._means["eval"].add({**output.metrics, **response_metrics(terms)})
+            self._means["eval"].add(_halves(output))
+        if training:
+            # Engines average gradients over processes; the counts are global already.
+            loss = loss * self.accelerator.num_processes
+        self._last_output = output
+        return (loss, output) if return_outputs else loss
+
+    @property
+    def _state(self) -> ObjectiveState:
+        """The objective's state; resuming replaces the callback that holds it."""
+        callbacks = self.callback_handler.callbacks
+        return next(c for c in callbacks if isinstance(c, ObjectiveState))
+
+    def _progress(self) -> Progress:
+        return Progress(
+            step=self.state.global_step,
+            max_steps=max(self.state.max_steps, 1),
+            epoch=float(self.state.epoch or 0.0),
+            epochs=float(self.args.num_train_epochs),
+        )
+
+    # ---- Hooks around the steps ----
+
+    def before_training(self) -> None:
+        """Checks the layout, fills the stored reference and runs the preflight.
+
+        Raises:
+            UserError: Something is inconsistent; training must not start.
+        """
+        with self.compute_loss_context_manager():
+            check_layout(self)
+            if self.args.precompute_ref_log_probs and "reference" in self.objective.needs:
+                store_reference(self)
+                self.callback_handler.train_dataloader.dataset.groups = self.train_dataset
+            if self.args.preflight and self.state.global_step == 0:
+                run_preflight(self)
+
+    def step_ended(self) -> None:
+        """Gives the objective the statistics of the whole optimiser step."""
+        if type(self.objective).update is Objective.update:
+            return
+        reduced = self._statistics.reduced(self.accelerator)
+        state = self.objective.update(self._state.tensors(), reduced)
+        self._state.values = {name: value.tolist() for name, value in state.items()}
+        self._statistics.clear()
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The precision that forward passes compute in."""
+        if self.args.bf16:
+            return torch.bfloat16
+        model = self.accelerator.unwrap_model(self.model)
+        return torch.float16 if self.args.fp16 else cast(torch.dtype, model.dtype)
+
+    # ---- Evaluation, logging, saving ----
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[None, None, None]:
+        """Adds one batch to the means of the evaluation; nothing else is kept."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            self.compute_loss(model, self._prepare_inputs(inputs))
+        return None, None, None
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """The base loop, and the exact means over the whole evaluation set."""
+        self._means["eval"].clear()
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        means = self._means["eval"].reduced(self.accelerator)
+        nothing = Mean(torch.zeros(()), torch.zeros(()))
+        halves = [means.pop(name, nothing) for name in _halves(self._last_output)]
+        terms = [
+            term._replace(sums=half.sum[None], counts=half.count[None])
+            for term, half in zip(self._last_output.terms, halves, strict=True)
+        ]
+        loss = replace(self._last_output, terms=tuple(terms)).loss()
+        output.metrics[f"{prefix}_loss"] = float(loss)
+        output.metrics.update({f"{prefix}_{n}": float(m.sum / m.count) for n, m in means.items()})
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the means since the last log."""
+        if "loss" in logs:
+            means = self._means["train"].reduced(self.accelerator)
+            logs.update({name: float(mean.sum / mean.count) for name, mean in means.items()})
+            self._means["train"].clear()
+            tokens = torch.tensor(self.tokens_seen, device=self.args.device)
+            logs["num_tokens"] = int(self.accelerator.reduce(tokens, reduction="sum"))
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Saves the policy; the frozen copy of a starting adapter is not part of it."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            shutil.rmtree(folder / REFERENCE_ADAPTER, ignore_errors=True)
+
+
+def preparation(
+    objective: Objective, tokenizer: PreTrainedTokenizerBase, args: GroupConfig
+) -> Preparation:
+    """How a run turns rows into groups of token ids."""
+    mode = cast(TruncationMode, args.truncation_mode)
+    return Preparation(
+        renderer=Renderer(tokenizer, args.max_length, mode),
+        objective=objective,
+        pair_rule=cast("PairRule | None", args.pair_rule),
+        seed=args.seed,
+    )
+
+
+def _prepared(prepare: Preparation, rows: Any, name: str) -> GroupDataset:
+    if isinstance(rows, GroupDataset):
+        return rows
+    if rows is None:
+        raise UserError("a training set is needed: pass `train_dataset`")
+    named = ((f"{name}[{index}]", row) for index, row in enumerate(rows))
+    fingerprint = [getattr(rows, "_fingerprint", None)]
+    broadcast_object_list(fingerprint, from_process=0)
+    return prepare(named, fingerprint[0])
+
+
+def _prepared_splits(prepare: Preparation, rows: Any) -> Any:
+    if isinstance(rows, Mapping):
+        return {name: _prepared(prepare, split, name) for name, split in rows.items()}
+    return None if rows is None else _prepared(prepare, rows, "eval")
+
+
+def _choose_layout(wanted: str, config: Any) -> tuple[Layout, str]:
+    reason = why_not_shared(config)
+    if wanted == "plain":
+        return "plain", "the recipe asks for it"
+    if reason is None:
+        return "shared", "every layer takes a custom mask"
+    if wanted == "shared":
+        raise UserError(
+            f"layout: shared is not possible for `{config.model_type}`, because {reason}; "
+            "set `layout: plain` or `layout: auto`"
+        )
+    return "plain", reason
+
+
+def _halves(output: ObjectiveOutput) -> dict[str, Mean]:
+    """Sum and count of each loss term, by a name of its own."""
+    return {
+        f"term/{number}": Mean(term.sums.detach().sum(), term.counts.sum())
+        for number, term in enumerate(output.terms)
+    }

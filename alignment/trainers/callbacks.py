@@ -1,0 +1,92 @@
+"""What runs beside the steps: checks, objective state, metrics file, progress bar."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState, ProgressCallback
+
+if TYPE_CHECKING:
+    from alignment.trainers.base import GroupTrainer
+
+
+class StepHooks(TrainerCallback):
+    """Calls the trainer back where the base trainer has no method to override."""
+
+    def __init__(self, trainer: GroupTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Runs the checks, once the engine has wrapped the model."""
+        self.trainer.before_training()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Updates the objective's state, before anything is logged or saved."""
+        self.trainer.step_ended()
+
+
+class ObjectiveState(TrainerCallback, ExportableState):
+    """The objective's small tensors, saved and restored with every checkpoint."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state as an objective reads it."""
+        return {name: torch.tensor(value) for name, value in self.values.items()}
+
+    def state(self) -> dict[str, Any]:
+        """What goes into the checkpoint."""
+        return {"args": {}, "attributes": {"values": self.values}}
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every log to `metrics.jsonl`, whatever else is reported to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Starts anew, or drops what an interrupted run logged after the checkpoint."""
+        if not state.is_world_process_zero:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = []
+        if state.global_step and self.path.is_file():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Writes one line."""
+        if state.is_world_process_zero and logs:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class TokenProgress(ProgressCallback):
+    """The usual progress bar with tokens per second beside the time left."""
+
+    def __init__(self, trainer: GroupTrainer) -> None:
+        super().__init__()
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Starts bar and clock."""
+        super().on_train_begin(args, state, control, **kwargs)
+        self.started, self.tokens = time.monotonic(), self.trainer.tokens_seen
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Moves the bar."""
+        super().on_step_end(args, state, control, **kwargs)
+        if state.is_world_process_zero:
+            seconds = time.monotonic() - self.started
+            rate = (self.trainer.tokens_seen - self.tokens) * args.world_size / max(seconds, 1e-9)
+            self.training_bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)

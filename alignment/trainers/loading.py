@@ -1,0 +1,317 @@
+"""Tokenizer, policy and frozen models, with what public trainers learned the hard way."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import is_peft_model, set_seed
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from trl.models.activation_offloading import get_act_offloading_ctx_manager
+from trl.models.utils import prepare_deepspeed, prepare_fsdp
+from trl.trainer.utils import create_model_from_path, disable_dropout_in_model
+
+from alignment.cli import UserError
+from alignment.core.reference import fingerprint_files
+from alignment.core.scoring import REFERENCE_ADAPTER, add_scored_forward
+from alignment.trainers.config import GroupConfig
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import BitsAndBytesConfig
+
+logger = logging.getLogger(__name__)
+
+_BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Adapter initialisations that move weight from the base model into the adapter, so that switching
+the adapter off does not give the starting model back."""
+
+
+@dataclass
+class Policy:
+    """The model to train and where it came from.
+
+    Attributes:
+        model: With its adapter, if any.
+        base: Without it.
+        source: The name it was loaded from; None for a model that was passed in.
+        start: A copy of the starting weights, for a reference without an adapter; None where not
+            needed.
+    """
+
+    model: Any
+    base: PreTrainedModel
+    source: str | None
+    start: PreTrainedModel | None = None
+
+    def offloading(self, args: GroupConfig) -> Any:
+        """The context that keeps activations on the host, or an empty one."""
+        if args.activation_offloading:
+            return get_act_offloading_ctx_manager(model=self.model)
+        return contextlib.nullcontext()
+
+    def frozen_reference(
+        self,
+        ref_model: str | PreTrainedModel | None,
+        args: GroupConfig,
+        quantization_config: BitsAndBytesConfig | None,
+    ) -> PreTrainedModel | None:
+        """The separate reference model, able to score packed batches; None where none is needed.
+
+        Raises:
+            UserError: The reference is the policy itself.
+        """
+        if ref_model is not None and ref_model is self.model:
+            raise UserError(
+                "`ref_model` is the policy itself; leave it out to compare with its start"
+            )
+        frozen: PreTrainedModel | None
+        if isinstance(ref_model, str):
+            frozen = load_model(ref_model, args, quantization_config)
+        else:
+            frozen = ref_model
+        if frozen is None and not is_peft_model(self.model) and not args.precompute_ref_log_probs:
+            frozen = self.start
+            if frozen is None and self.source is not None:
+                frozen = load_model(self.source, args, quantization_config)
+        if frozen is None:
+            return None
+        frozen.requires_grad_(False)
+        if args.disable_dropout:
+            disable_dropout_in_model(frozen)
+        add_scored_forward(frozen)
+        return frozen
+
+    def reference_name(self, ref_model: str | PreTrainedModel | None, memo: Path) -> str:
+        """Names the reference by its content, for stored values."""
+        model = self.model if ref_model is None or isinstance(ref_model, str) else ref_model
+        source = ref_model if isinstance(ref_model, str) else self.source
+        if not isinstance(ref_model, PreTrainedModel) and source is not None:
+            name = _fingerprint_source(source, self.base, memo)
+        else:
+            name = _fingerprint_weights(model if ref_model is not None else self.base)
+        adapter = ""
+        if ref_model is None and REFERENCE_ADAPTER in getattr(self.model, "peft_config", {}):
+            adapter = _fingerprint_weights(self.model, f".{REFERENCE_ADAPTER}.")
+        settings = (self.base.config.to_json_string(), str(self.base.dtype))
+        return ":".join((name, adapter, hashlib.sha256(repr(settings).encode()).hexdigest()))
+
+
+def load_tokenizer(model: str | PreTrainedModel, args: GroupConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies with a model, with the recipe's chat template.
+
+    Raises:
+        UserError: There is none.
+    """
+    source = model if isinstance(model, str) else model.config.name_or_path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=args.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(_not_a_model(source, error)) from None
+    if args.chat_template_path is not None:
+        path = Path(args.chat_template_path)
+        if not path.is_file():
+            raise UserError(f"chat_template_path: no such file: {path}")
+        tokenizer.chat_template = path.read_text(encoding="utf-8")
+    return tokenizer
+
+
+def load_model(
+    source: str, args: GroupConfig, quantization_config: BitsAndBytesConfig | None = None
+) -> PreTrainedModel:
+    """Loads a causal language model by path or Hub id.
+
+    Raises:
+        UserError: There is no model of that name.
+    """
+    kwargs = dict(cast("dict[str, Any]", args.model_init_kwargs or {}))
+    kwargs.setdefault("trust_remote_code", args.trust_remote_code)
+    if quantization_config is not None:
+        kwargs["quantization_config"] = quantization_config
+    if args.distributed_state.distributed_type in ("MULTI_GPU", "MULTI_CPU", "DEEPSPEED", "FSDP"):
+        kwargs["device_map"] = None
+    try:
+        AutoConfig.from_pretrained(source, trust_remote_code=args.trust_remote_code)
+        model = create_model_from_path(source, **kwargs)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(_not_a_model(source, error)) from None
+    if model.get_output_embeddings() is None:
+        raise UserError(f"`{source}` is a {type(model).__name__}, which has no language-model head")
+    return model
+
+
+def load_policy(  # noqa: PLR0913 - as many as TRL's trainers take for the same
+    model: str | PreTrainedModel,
+    args: GroupConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    quantization_config: BitsAndBytesConfig | None = None,
+    peft_config: PeftConfig | None = None,
+    keep_start: bool = False,
+) -> Policy:
+    """The policy as training wants it: adapter, precision, dropout, padding token.
+
+    Args:
+        model: A model, or its name.
+        args: Settings.
+        tokenizer: Gets a padding token if it has none.
+        quantization_config: Loads the model in 4 or 8 bit.
+        peft_config: A fresh adapter to train.
+        keep_start: Keeps a copy of a model that was passed in, to be the reference.
+
+    Raises:
+        UserError: Model and adapter do not fit.
+    """
+    # peft draws the adapter's weights, so the seed comes first.
+    set_seed(args.seed)
+    source = model if isinstance(model, str) else None
+    policy: Any = load_model(model, args, quantization_config) if isinstance(model, str) else model
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    policy.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    policy.generation_config.pad_token_id = tokenizer.pad_token_id
+    start = None
+    if keep_start and source is None and peft_config is None and not is_peft_model(policy):
+        start = copy.deepcopy(policy)
+    if peft_config is not None:
+        if is_peft_model(policy):
+            raise UserError(
+                "the model has an adapter already: pass no `peft_config`, or merge it first"
+            )
+        policy = _with_adapter(policy, args, peft_config)
+    elif is_peft_model(policy):
+        freeze_reference_adapter(policy)
+    if is_peft_model(policy):
+        _check_adapter(policy)
+        _prepare_checkpointing(policy, args)
+    if args.disable_dropout:
+        disable_dropout_in_model(policy)
+    base = policy.get_base_model() if is_peft_model(policy) else policy
+    return Policy(model=policy, base=base, source=source, start=start)
+
+
+def prepare_frozen(model: PreTrainedModel | None, accelerator: Accelerator) -> nn.Module | None:
+    """Places a frozen model where and how the engine keeps the policy."""
+    if model is None:
+        return None
+    if getattr(accelerator.state, "deepspeed_plugin", None) is not None:
+        return prepare_deepspeed(model, accelerator)
+    if getattr(accelerator.state, "fsdp_plugin", None) is not None:
+        return prepare_fsdp(model, accelerator)
+    return accelerator.prepare_model(model, evaluation_mode=True)
+
+
+def freeze_reference_adapter(policy: PeftModel) -> None:
+    """Copies the active adapter to a frozen one that keeps the starting point."""
+    active = policy.active_adapter
+    config = copy.deepcopy(policy.peft_config[active])
+    if hasattr(config, "init_lora_weights"):
+        config.init_lora_weights = True  # the copy must not move base weights a second time
+    policy.add_adapter(REFERENCE_ADAPTER, config)
+    for name, parameter in list(policy.named_parameters()):
+        if f".{active}." in name:
+            copied = policy.get_parameter(name.replace(f".{active}.", f".{REFERENCE_ADAPTER}."))
+            copied.data.copy_(parameter.data)
+            copied.requires_grad_(False)
+
+
+def _with_adapter(policy: PreTrainedModel, args: GroupConfig, config: PeftConfig) -> PeftModel:
+    from peft import get_peft_model
+
+    quantised = getattr(policy, "is_loaded_in_4bit", False) or getattr(
+        policy, "is_loaded_in_8bit", False
+    )
+    kwargs: dict[str, Any] = {}
+    if _zero_stage(args) == 3 and not quantised:
+        # ZeRO-3 gathers adapters in one buffer and wants them in the precision of the base model.
+        kwargs["autocast_adapter_dtype"] = False
+    try:
+        adapted = get_peft_model(policy, config, **kwargs)
+    except ValueError as error:
+        raise UserError(
+            f"the adapter does not fit the model: {str(error).splitlines()[0]}"
+        ) from None
+    if quantised and args.bf16:
+        for name, parameter in adapted.named_parameters():
+            # DoRA's magnitudes move by less than bf16 can show.
+            if parameter.requires_grad and "lora_magnitude_vector" not in name:
+                parameter.data = parameter.data.to(torch.bfloat16)
+    kind = getattr(config, "init_lora_weights", True)
+    if isinstance(kind, str) and kind.lower().startswith(_BASE_CHANGING):
+        logger.info(
+            "adapter initialisation `%s` changes the base model: the reference is a frozen copy "
+            "of the fresh adapter instead of the adapter switched off",
+            kind,
+        )
+        freeze_reference_adapter(adapted)
+    return adapted
+
+
+def _check_adapter(policy: PeftModel) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base = policy.get_base_model()
+    if isinstance(base.get_output_embeddings(), BaseTunerLayer):
+        raise UserError(
+            "the adapter targets the head, whose weight is used directly, so it would never be "
+            "trained: take `lm_head` out of `lora_target_modules`"
+        )
+    tied = getattr(base.config.get_text_config(), "tie_word_embeddings", False)
+    if tied and isinstance(base.get_input_embeddings(), BaseTunerLayer):
+        raise UserError(
+            "the adapter targets the embedding, which is tied to the head, and the head would "
+            "not see it: take the embedding out of `lora_target_modules`"
+        )
+    if not any(parameter.requires_grad for parameter in policy.parameters()):
+        raise UserError(
+            "the adapter has no trainable weight: load it with `is_trainable=True`, or mend its "
+            "targets"
+        )
+
+
+def _prepare_checkpointing(policy: PeftModel, args: GroupConfig) -> None:
+    if not args.activation_checkpointing:
+        return
+    if _zero_stage(args) == 3:
+        kwargs = dict(args.activation_checkpointing_kwargs or {})
+        if kwargs.get("use_reentrant") is False:
+            logger.warning("an adapter under ZeRO-3 needs `use_reentrant: true`, which is set")
+        args.activation_checkpointing_kwargs = {**kwargs, "use_reentrant": True}
+    policy.enable_input_require_grads()
+
+
+def _zero_stage(args: GroupConfig) -> int:
+    plugin = args.deepspeed_plugin
+    return 0 if plugin is None else int(plugin.zero_stage)
+
+
+def _not_a_model(source: str, error: Exception) -> str:
+    if Path(source).exists():
+        return f"`{source}` is not a model folder: {str(error).splitlines()[0]}"
+    return (
+        f"model `{source}` is neither a folder here nor could it be loaded from the Hub: "
+        f"{str(error).splitlines()[0]}"
+    )
+
+
+def _fingerprint_source(source: str, base: PreTrainedModel, memo: Path) -> str:
+    if Path(source).is_dir():
+        return fingerprint_files(Path(source), memo)
+    return f"{source}@{getattr(base.config, '_commit_hash', None)}"
+
+
+def _fingerprint_weights(model: nn.Module, part: str = "") -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if part in name and (part or "lora_" not in name):
+            digest.update(f"{name}:{tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,93 @@
+"""Means that add up exactly over batches and processes, and what is logged for every objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from alignment.objectives.base import GroupTerms, Mean, count_tokens, sum_tokens
+
+
+class MeanLedger:
+    """Sums and counts by name, kept on the device until they are read."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, Tensor] = {}
+
+    def add(self, means: Mapping[str, Mean]) -> None:
+        """Adds one batch."""
+        for name, mean in means.items():
+            self._sums[name] = self._sums.get(name, 0.0) + mean.sum.detach()
+            self._counts[name] = self._counts.get(name, 0.0) + mean.count.detach()
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._sums.clear()
+        self._counts.clear()
+
+    def reduced(self, accelerator: Accelerator) -> dict[str, Mean]:
+        """The means over all processes; each must call this, whatever names it has itself."""
+        names = list(self._sums)
+        if accelerator.num_processes > 1:
+            names = sorted(set(gather_object(names)))
+        if not names:
+            return {}
+        zero = torch.zeros((), device=accelerator.device)
+        halves = torch.stack(
+            [
+                torch.stack([part.get(name, zero).double() for name in names])
+                for part in (self._sums, self._counts)
+            ]
+        )
+        sums, counts = accelerator.reduce(halves, reduction="sum")
+        return {name: Mean(sums[i], counts[i]) for i, name in enumerate(names) if counts[i] > 0}
+
+
+def response_metrics(terms: GroupTerms) -> dict[str, Mean]:
+    """What tells where chosen and rejected responses move, for every objective.
+
+    Returns:
+        For each side that the labels name: `logps_per_token/chosen`, nats per token, and with a
+        reference `logratios/chosen`, summed over the response, and `logratios_per_token/chosen`;
+        the same for `rejected`. Where no roles are given, chosen and rejected are the responses of
+        highest and lowest reward.
+    """
+    metrics: dict[str, Mean] = {}
+    logps, counts = sum_tokens(terms.logps.detach(), terms), count_tokens(terms)
+    ratios = None
+    if terms.ref_logps is not None:
+        ratios = logps - sum_tokens(terms.ref_logps, terms)
+    for side, chosen in _sides(terms).items():
+        tokens = counts[chosen].sum()
+        if tokens == 0:
+            continue
+        metrics[f"logps_per_token/{side}"] = Mean(logps[chosen].sum(), tokens)
+        if ratios is not None:
+            metrics[f"logratios/{side}"] = Mean.of(ratios[chosen])
+            metrics[f"logratios_per_token/{side}"] = Mean(ratios[chosen].sum(), tokens)
+    return metrics
+
+
+def _sides(terms: GroupTerms) -> dict[str, Tensor]:
+    """(R,) masks of the chosen and the rejected responses."""
+    if bool(terms.role.any()) or terms.reward is None:
+        return {"chosen": terms.role == 1, "rejected": terms.role == -1}
+    best = _extreme(terms.reward, terms, "amax")
+    worst = _extreme(terms.reward, terms, "amin")
+    unequal = (best != worst)[terms.group_of_response]
+    return {
+        "chosen": unequal & (terms.reward == best[terms.group_of_response]),
+        "rejected": unequal & (terms.reward == worst[terms.group_of_response]),
+    }
+
+
+def _extreme(values: Tensor, terms: GroupTerms, kind: str) -> Tensor:
+    """(G,) the largest or smallest value of each group."""
+    return values.new_zeros(terms.num_groups).scatter_reduce(
+        0, terms.group_of_response, values, kind, include_self=False
+    )

@@ -1,0 +1,137 @@
+"""What happens once the engine has wrapped the model and before the first step.
+
+The layout is checked against the plain one, the stored reference is filled, and the preflight shows
+that the policy equals the reference. Every process takes part and all come to the same decision.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from tqdm.auto import tqdm
+
+from alignment.cli import UserError
+from alignment.core.packing import TokenGroup
+from alignment.core.preflight import LOGP_TOLERANCE, Preflight, layout_difference
+from alignment.core.reference import ReferenceStore, WithReference, missing
+from alignment.core.scoring import evaluating, policy_logps
+from alignment.data import default_reference_folder
+
+if TYPE_CHECKING:
+    from alignment.trainers.base import GroupTrainer
+
+logger = logging.getLogger(__name__)
+
+_ENTRIES_PER_WRITE = 32
+"""Rows of stored reference that a crash may cost."""
+
+
+def check_layout(trainer: GroupTrainer) -> None:
+    """Compares the shared layout with the plain one on the smallest group of the first batch.
+
+    Under `layout: auto` a difference switches to the plain layout; one log line says which and why.
+
+    Raises:
+        UserError: The recipe insists on sharing and the results differ.
+    """
+    reason = trainer.layout_reason
+    if trainer.layout == "shared":
+        smallest = min(_first_groups(trainer), key=lambda group: group.lengths()[0])
+        pad_token_id = cast(int, trainer.processing_class.pad_token_id)
+        found = layout_difference(trainer.model_wrapped, smallest, pad_token_id)
+        largest = max(gather_object([math.inf if math.isnan(found) else found]))
+        bound = LOGP_TOLERANCE[trainer.precision]
+        if largest <= bound:
+            reason = f"{reason}; differs from the plain layout by {largest:.1e} nats at most"
+        else:
+            reason = f"shared and plain layout differ by {largest:.3g} nats (bound {bound:g})"
+            if trainer.args.layout == "shared":
+                raise UserError(f"layout: shared is wrong here: {reason}; set `layout: plain`")
+            trainer.layout = "plain"
+    logger.info("layout %s: %s", trainer.layout, reason)
+
+
+def store_reference(trainer: GroupTrainer) -> None:
+    """Computes the reference of every row that has none stored, and reads it from there on.
+
+    Raises:
+        UserError: Values are missing, and the policy that would give them has been trained already.
+    """
+    folder = Path(trainer.args.ref_cache_dir or default_reference_folder())
+    name = [trainer.name_reference(folder / "hashes.json")]
+    broadcast_object_list(name, from_process=0)
+    store = ReferenceStore(folder, f"{name[0]}:{trainer.precision}", trainer.layout)
+
+    def stored(groups: Any) -> Any:
+        if groups is None:
+            return None
+        groups = groups.groups if isinstance(groups, WithReference) else groups
+        _fill(trainer, groups, store)
+        return WithReference(groups, store)
+
+    trainer.train_dataset = stored(trainer.train_dataset)
+    if isinstance(trainer.eval_dataset, dict):
+        trainer.eval_dataset = {name: stored(g) for name, g in trainer.eval_dataset.items()}
+    else:
+        trainer.eval_dataset = stored(trainer.eval_dataset)
+
+
+def run_preflight(trainer: GroupTrainer) -> None:
+    """Scores the first batch and stops where policy and reference are inconsistent.
+
+    Raises:
+        UserError: They are; the message says how.
+    """
+    if "reference" not in trainer.objective.needs:
+        return
+    if trainer.scorer.meant_to_differ:
+        logger.info("preflight: skipped, the recipe names another model as reference")
+        return
+    batch = trainer.pack(_first_groups(trainer)).to(trainer.args.device)
+    found = Preflight.of(trainer.scorer, trainer.model_wrapped, batch)
+    faults = gather_object([found.fault(trainer.precision)])
+    if any(faults):
+        raise UserError(f"preflight: {next(filter(None, faults))}")
+    expected = "" if found.expected_loss is None else f" (expected {found.expected_loss:.4f})"
+    logger.info(
+        "preflight passed: largest log-ratio %.1e nats, first loss %.4f%s",
+        found.largest_ratio,
+        found.loss,
+        expected,
+    )
+
+
+def _first_groups(trainer: GroupTrainer) -> list[TokenGroup]:
+    members = next(trainer.plan.bins(0, trainer.args.process_index))
+    return [trainer.train_dataset[index if index >= 0 else ~index] for index in members]
+
+
+def _fill(trainer: GroupTrainer, groups: Any, store: ReferenceStore) -> None:
+    args, model = trainer.args, trainer.model_wrapped
+    absent = missing(groups, store)
+    trainer.accelerator.wait_for_everyone()
+    score = trainer.scorer.reference_logps
+    if trainer.scorer.reference_is_start:
+        if absent and trainer.state.global_step > 0:
+            raise UserError(
+                f"{len(absent)} rows have no stored reference and the policy has moved on since: "
+                "start anew, or name the starting model as `ref_model_name_or_path`"
+            )
+        score = policy_logps
+    calls = math.ceil(len(absent) / args.world_size)
+    unsaved: list[tuple[TokenGroup, Any]] = []
+    for call in tqdm(range(calls), desc="reference", disable=not trainer.is_world_process_zero()):
+        # Engines compute in step, so processes without a row of their own repeat the last one.
+        group = groups[absent[min(call * args.world_size + args.process_index, len(absent) - 1)]]
+        with torch.no_grad(), evaluating(model):
+            logps = score(model, trainer.pack([group]).to(args.device))
+        unsaved.append((group, logps.float().cpu().numpy()))
+        if len(unsaved) == _ENTRIES_PER_WRITE or call == calls - 1:
+            store.put(unsaved)
+            unsaved.clear()
+    trainer.accelerator.wait_for_everyone()
