@@ -10,7 +10,6 @@ from torch import Tensor
 from alignment.objectives.base import (
     GroupTerms,
     LossTerm,
-    Mean,
     Need,
     Objective,
     ObjectiveOutput,
@@ -19,6 +18,7 @@ from alignment.objectives.base import (
     implicit_rewards,
     pair_metrics,
     pairs,
+    role_metrics,
     sum_responses,
     sum_tokens,
 )
@@ -92,15 +92,11 @@ class APO(Objective):
 
     def _single(self, rewards: Tensor, terms: GroupTerms) -> ObjectiveOutput:
         losses = self._weights(terms) * (-terms.role * rewards).sigmoid()  # (R,)
-        logps = sum_tokens(terms.logps, terms)
-        desirable = terms.role > 0
         return ObjectiveOutput(
             terms=(LossTerm(sum_responses(losses, terms), count_responses(terms)),),
             metrics={
-                "rewards/chosen": Mean.of(rewards[desirable]),
-                "rewards/rejected": Mean.of(rewards[~desirable]),
-                "logps/chosen": Mean.of(logps[desirable]),
-                "logps/rejected": Mean.of(logps[~desirable]),
+                **role_metrics("rewards", rewards, terms),
+                **role_metrics("logps", sum_tokens(terms.logps, terms), terms),
             },
             parts={"per_example": losses, "rewards": rewards},
         )

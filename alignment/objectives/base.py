@@ -384,8 +384,9 @@ def reward_weights(terms: GroupTerms, tau: float, first_response_bonus: float = 
         tau: Temperature: near 0 all weight goes to the best response, large values flatten.
         first_response_bonus: Added to the reward of the first response of each group.
     """
+    rewards = reward_labels(terms)
     is_first = terms.group_of_response.diff(prepend=terms.group_of_response.new_tensor([-1]))
-    rewards = reward_labels(terms) + first_response_bonus * is_first
+    rewards = rewards + first_response_bonus * is_first.to(rewards)
     return group_log_softmax(rewards / tau, terms).exp().to(terms.logps)
 
 
@@ -471,6 +472,14 @@ def pair_metrics(
         "rewards/accuracies": Mean.of((chosen > rejected).to(chosen)),
         "logps/chosen": Mean.of(logps[sides[0]]),
         "logps/rejected": Mean.of(logps[sides[1]]),
+    }
+
+
+def role_metrics(name: str, values: Tensor, terms: GroupTerms) -> dict[str, Mean]:
+    """`name/chosen` and `name/rejected`: means of `values` (R,) over responses of either role."""
+    return {
+        f"{name}/chosen": Mean.of(values[terms.role > 0]),
+        f"{name}/rejected": Mean.of(values[terms.role < 0]),
     }
 
 

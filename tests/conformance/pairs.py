@@ -20,7 +20,7 @@ def pair_terms(case: Case, *, reference: bool) -> GroupTerms:
     """
     policy, response_of_token = _pair_tokens(case, "policy")
     ref_logps = _pair_tokens(case, "ref")[0].detach() if reference else None
-    count = int(response_of_token[-1]) // 2 + 1
+    count = len(case.floats(f"policy_chosen_{case.level}"))
     return GroupTerms(
         logps=policy,
         ref_logps=ref_logps,
