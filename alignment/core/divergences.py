@@ -1,0 +1,381 @@
+"""Divergences between teacher and student over a whole vocabulary, without building the logits.
+
+A few tokens at a time: their logits under both models are computed tile by tile, which gives the
+normalisers; the tiles are walked again for the divergence and for its gradient. Nothing of size
+(tokens, vocabulary) is alive, forward or backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from alignment.core.logps import HeadTransform, accumulation_dtype, project
+from alignment.objectives.base import DivergenceKind, DivergenceSpec
+
+
+@dataclass(frozen=True)
+class HeadInput:
+    """What a model's logits are made of.
+
+    Attributes:
+        hidden: (N, H) hidden state at the position that predicts each token.
+        weight: (V, H) rows of the head.
+        bias: (V,) or None.
+        transform: What the model does to its logits; None is nothing.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    transform: HeadTransform | None = None
+
+
+class Chunks(NamedTuple):
+    """How much is computed at once.
+
+    Attributes:
+        rows: Tokens whose logits are alive together.
+        columns: Entries of the vocabulary that one step of the arithmetic touches.
+    """
+
+    rows: int
+    columns: int
+
+    @classmethod
+    def of(cls, tokens: int, vocabulary: int, device: torch.device) -> Chunks:
+        """An eighth of the tokens, at least 16, and at most 64 MB (CUDA: 256 MB) a buffer."""
+        budget = (2**26 if device.type == "cuda" else 2**24) // vocabulary
+        return cls(max(16, min(tokens // 8, budget)), 2**16 if device.type == "cuda" else 2**13)
+
+
+def token_divergences(
+    student: HeadInput,
+    teacher: HeadInput,
+    response_of_token: Tensor,
+    specs: Sequence[DivergenceSpec],
+    chunks: Chunks | None = None,
+) -> Tensor:
+    """Divergences between the next-token distributions of teacher and student.
+
+    Both distributions are normalised over the common vocabulary: where one head has more rows than
+    the other, as padding makes it, the excess rows take no part. Hidden sizes may differ.
+
+    With a frozen head the gradient's direction for every token is computed during the forward
+    pass, so the backward pass costs one multiplication. A trainable head is walked again.
+
+    Args:
+        student: Gradient flows to its hidden states, and to its head where that requires grad.
+        teacher: Constant.
+        response_of_token: (N,) int64, the response a token belongs to.
+        specs: D divergences; one whose skew requires grad gets the skew's gradient.
+        chunks: How much to compute at once; None chooses by device and size.
+
+    Returns:
+        (N, D) nats, zero where a spec leaves a response out; float64 for float64 hidden states of
+        the student, else float32.
+
+    Raises:
+        ValueError: Shapes do not fit, or a kind is unknown.
+    """
+    _check(student, teacher, response_of_token, specs)
+    vocabulary = min(student.weight.shape[0], teacher.weight.shape[0])
+    dtype = accumulation_dtype(student.hidden.dtype)
+    constant = HeadInput(
+        teacher.hidden.detach(),
+        teacher.weight.detach(),
+        None if teacher.bias is None else teacher.bias.detach(),
+        teacher.transform,
+    )
+    everywhere = torch.ones_like(response_of_token, dtype=torch.bool)
+    selected = [
+        everywhere if spec.where is None else spec.where[response_of_token] for spec in specs
+    ]
+    if chunks is None:
+        chunks = Chunks.of(response_of_token.numel(), vocabulary, student.hidden.device)
+    task = _Task(
+        constant,
+        student.transform or HeadTransform(),
+        tuple(spec.kind for spec in specs),
+        torch.stack(selected, 1),
+        vocabulary,
+        chunks,
+    )
+    skews = torch.stack([spec.skew.to(dtype)[response_of_token] for spec in specs], 1)  # (N, D)
+    divergences: Tensor = _TokenDivergences.apply(  # type: ignore[no-untyped-call]
+        student.hidden, student.weight, student.bias, skews, task
+    )
+    return divergences
+
+
+class _Task(NamedTuple):
+    """What is constant about one call of `token_divergences`."""
+
+    teacher: HeadInput
+    transform: HeadTransform
+    kinds: tuple[DivergenceKind, ...]
+    selected: Tensor  # (N, D) bool
+    vocabulary: int
+    chunks: Chunks
+
+
+class _Side(NamedTuple):
+    """One model's log-probs of some tokens over the vocabulary, as logits and normalisers."""
+
+    logits: Tensor  # (n, V), transformed
+    normaliser: Tensor  # (n, 1)
+
+    def tile(self, part: slice) -> Tensor:
+        return self.logits[:, part] - self.normaliser
+
+
+class _Rows(NamedTuple):
+    """Tokens that all need the same divergences."""
+
+    tokens: Tensor  # (n,) int64
+    columns: list[int]
+    p: _Side
+    q: _Side
+
+
+class _TokenDivergences(torch.autograd.Function):
+    """See `token_divergences`."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0913
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, skews: Tensor, task: _Task
+    ) -> Tensor:
+        want_hidden, want_weight, want_bias, want_skews = ctx.needs_input_grad[:4]
+        head_trains = want_weight or want_bias
+        divergences = torch.zeros_like(skews)
+        slopes = torch.zeros_like(skews) if want_skews else None
+        pieces: list[tuple[Tensor, int]] = []
+        directions: list[Tensor] = []
+        student = HeadInput(hidden, weight, bias, task.transform)
+        room = _buffer(student, task) if want_hidden and not head_trains else None
+        for rows in _walk(student, task):
+            pull = None if room is None else room[: rows.tokens.numel()]
+            for column in rows.columns:
+                value, slope = _diverge(rows, column, skews, task, pull)
+                divergences[rows.tokens, column] = value
+                if slopes is not None:
+                    slopes[rows.tokens, column] = slope
+                if pull is not None:
+                    pieces.append((rows.tokens, column))
+                    directions.append(_through_head(pull, weight, task))
+        ctx.task, ctx.pieces = (task if head_trains else None), pieces
+        ctx.shape, ctx.dtype = hidden.shape, hidden.dtype
+        inputs = (hidden, weight, bias, skews) if head_trains else ()
+        ctx.save_for_backward(slopes, *inputs, *directions)
+        return divergences
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        slopes, *saved = ctx.saved_tensors
+        want_hidden = ctx.needs_input_grad[0]
+        grad_skews = None if slopes is None else grad * slopes
+        grad_hidden = grad.new_zeros(ctx.shape) if want_hidden else None
+        grad_weight = grad_bias = None
+        if ctx.task is not None:
+            hidden, weight, bias, skews = saved
+            student = HeadInput(hidden, weight, bias, ctx.task.transform)
+            grad_weight, grad_bias = _train_head(ctx, grad, grad_hidden, student, skews)
+        elif grad_hidden is not None:
+            for (tokens, column), direction in zip(ctx.pieces, saved, strict=True):
+                grad_hidden[tokens] += grad[tokens, column, None] * direction
+        return (
+            None if grad_hidden is None else grad_hidden.to(ctx.dtype),
+            grad_weight,
+            grad_bias,
+            grad_skews,
+            None,
+        )
+
+
+def _train_head(
+    ctx: Any, grad: Tensor, grad_hidden: Tensor | None, student: HeadInput, skews: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """The head's gradient, and the hidden states' into `grad_hidden`, by walking once more."""
+    task, (_, want_weight, want_bias) = ctx.task, ctx.needs_input_grad[:3]
+    weight, bias = student.weight, student.bias
+    grad_weight = torch.zeros_like(weight, dtype=grad.dtype) if want_weight else None
+    grad_bias = torch.zeros_like(bias, dtype=grad.dtype) if bias is not None and want_bias else None
+    room = _buffer(student, task)
+    for rows in _walk(student, task):
+        states = student.hidden[rows.tokens].to(grad.dtype)
+        for column in rows.columns:
+            pull = room[: rows.tokens.numel()]
+            _diverge(rows, column, skews, task, pull)
+            pull.mul_(grad[rows.tokens, column, None])
+            if grad_hidden is not None:
+                grad_hidden[rows.tokens] += _through_head(pull, weight, task)
+            for part in _tiles(task):
+                if grad_weight is not None:
+                    grad_weight[part].addmm_(pull[:, part].T, states)
+                if grad_bias is not None:
+                    grad_bias[part] += pull[:, part].sum(0)
+    return (
+        None if grad_weight is None else grad_weight.to(weight.dtype),
+        None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
+    )
+
+
+def _walk(student: HeadInput, task: _Task) -> Iterator[_Rows]:
+    """Some tokens at a time, in buffers that the next ones overwrite."""
+    room_p, room_q = _buffer(student, task), _buffer(student, task)
+    for needed in torch.unique(task.selected, dim=0):
+        columns = needed.nonzero().flatten().tolist()
+        same = (task.selected == needed).all(1).nonzero().flatten()
+        for tokens in same.split(task.chunks.rows) if columns else ():
+            p = _score(task.teacher, tokens, task, room_p[: tokens.numel()])
+            q = _score(student, tokens, task, room_q[: tokens.numel()])
+            yield _Rows(tokens, columns, p, q)
+
+
+def _buffer(student: HeadInput, task: _Task) -> Tensor:
+    """Room for one number per token and entry of the vocabulary, for a chunk of tokens."""
+    rows = min(task.chunks.rows, student.hidden.shape[0])
+    dtype = accumulation_dtype(student.hidden.dtype)
+    return student.hidden.new_empty((rows, task.vocabulary), dtype=dtype)
+
+
+def _score(head: HeadInput, tokens: Tensor, task: _Task, logits: Tensor) -> _Side:
+    """Logits and normalisers of some tokens; `logits` (n, V) is overwritten."""
+    states, transform = head.hidden[tokens], head.transform or HeadTransform()
+    normaliser = logits.new_full((tokens.numel(), 1), -torch.inf)
+    # A finite floor: probability 0 times a log of minus infinity would be NaN.
+    floor = torch.finfo(logits.dtype).min * 1e-6
+    for part in _tiles(task):
+        bias = None if head.bias is None else head.bias[part].to(logits.dtype).clamp(min=floor)
+        tile = transform(project(states, head.weight[part], bias, logits.dtype))
+        logits[:, part] = tile
+        normaliser = torch.logaddexp(normaliser, tile.logsumexp(1, keepdim=True))
+    return _Side(logits, normaliser)
+
+
+def _diverge(
+    rows: _Rows, column: int, skews: Tensor, task: _Task, pull: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """One divergence of some tokens.
+
+    Args:
+        rows: The tokens.
+        column: Which divergence.
+        skews: (N, D).
+        task: What is constant.
+        pull: (n, V), gets the derivative by the student's raw logits; None where none is wanted.
+
+    Returns:
+        The divergence (n,) and its derivative by the skew (n,).
+    """
+    kind, skew = task.kinds[column], skews[rows.tokens, column, None]
+    reverse = kind in ("skewed_reverse_kl", "anchored_reverse_kl")
+    of_p, of_q = (1 - skew, skew) if reverse else (skew, 1 - skew)  # (n, 1) parts of the mixture
+    value, share, pushed = skew.new_zeros((3, *skew.shape))
+    for part in _tiles(task):
+        tile = _tile(kind, rows.p.tile(part), rows.q.tile(part), of_p, of_q)
+        value += tile.value.sum(1, keepdim=True)
+        share += tile.share.sum(1, keepdim=True)
+        if pull is not None:
+            pull[:, part] = tile.push
+            pushed += tile.push.sum(1, keepdim=True)
+    if pull is not None:
+        _close(pull, pushed, rows.q, task)
+    slope = share if kind == "jensen_shannon" else (share - of_q) / (of_p * of_q)
+    return value.squeeze(1), (-slope if reverse else slope).squeeze(1)
+
+
+class _Tile(NamedTuple):
+    """What some entries (n, v) of the vocabulary add to a divergence.
+
+    Attributes:
+        value: To the divergence.
+        push: Its derivative by log q, up to multiples of q, which a log-softmax cancels.
+        share: To the sum that its derivative by the skew is made of.
+    """
+
+    value: Tensor
+    push: Tensor
+    share: Tensor
+
+
+def _tile(kind: DivergenceKind, log_p: Tensor, log_q: Tensor, of_p: Tensor, of_q: Tensor) -> _Tile:
+    """The arithmetic of `DivergenceSpec`'s table, m = of_p p + of_q q.
+
+    In logarithms, so that weights of 0 and 1 and probabilities that underflow need no care.
+    """
+    log_m = torch.logaddexp(log_p + of_p.log(), log_q + of_q.log())
+    if kind == "jensen_shannon":
+        p, q = log_p.exp(), log_q.exp()
+        teacher, student = p.mul_(log_p - log_m), q.mul_(log_q - log_m)
+        return _Tile(of_p * teacher + of_q * student, of_q * student, teacher - student)
+    student_part = (log_q + of_q.log() - log_m).exp_()  # of_q q / m, in [0, 1]
+    if kind == "skewed_forward_kl":
+        p = log_p.exp()
+        share = student_part.mul_(p)
+        return _Tile(p.mul_(log_p - log_m), -share, share)
+    q = log_q.exp()
+    share = student_part.mul_(q)
+    value = q.mul_(log_q - log_m)
+    return _Tile(value, value - share if kind == "skewed_reverse_kl" else value, share)
+
+
+def _close(pull: Tensor, pushed: Tensor, q: _Side, task: _Task) -> None:
+    """Turns derivatives by log-probs into derivatives by raw logits, in place.
+
+    Args:
+        pull: (n, V).
+        pushed: (n, 1), its sum over the vocabulary.
+        q: The student.
+        task: What is constant.
+    """
+    for part in _tiles(task):
+        # Every logit lowers all log-probs by its own probability.
+        pull[:, part].sub_(q.tile(part).exp_().mul_(pushed))
+        bend = task.transform.slope(q.logits[:, part])
+        if bend is not None:
+            pull[:, part].mul_(bend)
+
+
+def _through_head(pull: Tensor, weight: Tensor, task: _Task) -> Tensor:
+    """(n, V) derivatives by raw logits -> (n, H) by hidden states."""
+    states = pull.new_zeros(pull.shape[0], weight.shape[1])
+    for part in _tiles(task):
+        states.addmm_(pull[:, part], weight[part].to(pull.dtype))
+    return states
+
+
+def _tiles(task: _Task) -> list[slice]:
+    end, size = task.vocabulary, task.chunks.columns
+    return [slice(start, min(start + size, end)) for start in range(0, end, size)]
+
+
+def _check(
+    student: HeadInput,
+    teacher: HeadInput,
+    response_of_token: Tensor,
+    specs: Sequence[DivergenceSpec],
+) -> None:
+    tokens = response_of_token.numel()
+    for name, head in (("student", student), ("teacher", teacher)):
+        size = head.weight.shape[1]
+        if head.hidden.shape != (tokens, size):
+            raise ValueError(
+                f"token_divergences: {name}.hidden is {tuple(head.hidden.shape)}, expected "
+                f"({tokens}, {size}): one state per response token, as wide as its head"
+            )
+    for index, spec in enumerate(specs):
+        if spec.kind not in get_args(DivergenceKind):
+            known = ", ".join(get_args(DivergenceKind))
+            raise ValueError(f"specs[{index}].kind is {spec.kind!r}: choose one of {known}")
+        if spec.where is not None and spec.where.shape != spec.skew.shape:
+            raise ValueError(
+                f"specs[{index}]: skew {tuple(spec.skew.shape)} and where "
+                f"{tuple(spec.where.shape)} differ; both have one value per response"
+            )
