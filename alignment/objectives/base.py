@@ -263,6 +263,8 @@ class Objective(ABC):
                 remedy = f"choose one of {', '.join(map(repr, get_args(hint)))}"
             elif hint is float and not _is_number(value):
                 remedy = "write a finite number (YAML reads 1e-4 as text: write 1.0e-4)"
+            elif hint is int and (not isinstance(value, int) or isinstance(value, bool)):
+                remedy = "write a whole number"
             elif hint is bool and not isinstance(value, bool):
                 remedy = "write true or false"
             else:
@@ -515,6 +517,20 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _imported(path: str) -> Any:
+    """The objective class at a dotted path."""
+    module_name, _, class_name = path.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"objective `{path}` cannot be imported: {error}; it must be the dotted path of a class"
+        ) from error
+    if not (inspect.isclass(cls) and issubclass(cls, Objective)):
+        raise ValueError(f"objective `{path}` is not a subclass of alignment.Objective")
+    return cls
+
+
 def available_objectives() -> list[str]:
     """The names that `objective:` takes in a recipe: the modules of this package."""
     package = importlib.import_module(__package__)
@@ -534,8 +550,7 @@ def load_objective(name: str, kwargs: Mapping[str, Any] | None = None) -> Object
             suggested), or a value is out of range.
     """
     if "." in name:
-        module_name, _, class_name = name.rpartition(".")
-        cls = getattr(importlib.import_module(module_name), class_name)
+        cls = _imported(name)
     else:
         known = available_objectives()
         if name not in known:

@@ -46,7 +46,8 @@ class CPO(Objective):
 
     Attributes:
         beta: Scale of the preference; the default 0.1 is the paper's and TRL's.
-        loss_type: Shape of the preference loss.
+        loss_type: Shape of the preference loss. Plain SimPO is `objective: simpo`, or `simpo` here
+            with `cpo_alpha` set to 0.
         cpo_alpha: Weight of the likelihood; the default 1.0 is the paper's and TRL's.
         simpo_gamma: Target margin of `simpo`, not divided by beta; TRL's default.
         label_smoothing: Chance e that a pair is labelled the wrong way round; hinge and ipo ignore

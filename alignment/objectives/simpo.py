@@ -3,34 +3,59 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar
 
-from alignment.objectives.cpo import CPO
+from torch.nn.functional import logsigmoid
+
+from alignment.objectives.base import (
+    GroupTerms,
+    LossTerm,
+    Need,
+    Objective,
+    ObjectiveOutput,
+    check_range,
+    mean_tokens,
+    pair_metrics,
+    pairs,
+)
 
 
 @dataclass(frozen=True)
-class SimPO(CPO):
-    """`CPO` with SimPO's settings: no likelihood term, log-probs per token, a margin.
-
-    CPO-SimPO is this with `cpo_alpha` above 0, AlphaPO with an `alpha` other than 0.
+class SimPO(Objective):
+    """A logistic loss on the margin between mean log-probs, which must exceed a target.
 
     Paper: SimPO: Simple Preference Optimization with a Reference-Free Reward, arXiv 2405.14734,
     equation 6.
 
-    Formula: loss = - log sigmoid(beta (mean log pi(y_w|x) - mean log pi(y_l|x)) - gamma), the mean
-    over pairs.
+    Formula: loss = - log sigmoid(r_w - r_l - gamma), with r = beta times the mean of
+    log pi(y_t | x, y_<t) over the tokens of a response; the mean over pairs.
 
-    Differs: nothing. The release states the margin as a ratio, gamma / beta.
+    Differs: nothing. The release and recipes quoted from it state the margin as gamma / beta. With
+    a likelihood term (CPO-SimPO), another reward shape (AlphaPO) or label smoothing it is `cpo`
+    with `loss_type: simpo`.
 
     Attributes:
-        beta: Scale of the preference; the release's default.
-        loss_type: Shape of the preference loss.
-        cpo_alpha: Weight of the likelihood of the chosen side.
-        simpo_gamma: Target margin, not divided by beta; half of beta, as in the release's recipe
-            for a base model.
+        beta: Scale of the rewards; with `gamma` the authors' setting for a Llama 3 base model.
+        gamma: Target margin between the rewards, in the units of r.
     """
 
+    needs: ClassVar[frozenset[Need]] = frozenset({"pairs"})
+
     beta: float = 2.0
-    loss_type: Literal["sigmoid", "hinge", "ipo", "simpo"] = "simpo"
-    cpo_alpha: float = 0.0
-    simpo_gamma: float = 1.0
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "beta", above=0.0)
+        check_range(self, "gamma", least=0.0)
+
+    def __call__(self, terms: GroupTerms) -> ObjectiveOutput:
+        """One mean over pairs."""
+        chosen, rejected = pairs(terms)
+        rewards = self.beta * mean_tokens(terms.logps, terms)  # (R,)
+        losses = -logsigmoid(rewards[chosen] - rewards[rejected] - self.gamma)  # (G,)
+        return ObjectiveOutput(
+            terms=(LossTerm.mean(losses),),
+            metrics=pair_metrics(rewards, terms, (chosen, rejected)),
+            parts={"per_example": losses, "rewards": rewards},
+        )

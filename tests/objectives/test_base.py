@@ -166,6 +166,9 @@ def test_means_are_detached() -> None:
     ("name", "kwargs", "message"),
     [
         ("dpoo", {}, "did you mean `dpo`"),
+        ("my_package.MyLoss", {}, "`my_package.MyLoss` cannot be imported: No module named"),
+        ("alignment.objectives.dpo.Dpo", {}, "cannot be imported: module .* has no attribute"),
+        ("alignment.objectives.base.Mean", {}, "is not a subclass of alignment.Objective"),
         ("dpo", {"betta": 0.1}, "did you mean `beta`"),
         ("sft", {"beta": 0.1}, "It takes: nothing"),
         ("dpo", {"beta": 0.0}, r"DPO.beta is 0.0: it must be above 0"),
