@@ -1,0 +1,1 @@
+"""What `alignment quickstart` runs on: a world whose answers a program can check, and a student."""
