@@ -129,8 +129,8 @@ class DistiLLM2(Objective):
         steps = state.get("steps", torch.zeros(())) + 1
         sums = {}
         for key in ("gaps/chosen", "gaps/rejected"):
-            mean = statistics[key]
-            sums[key] = torch.stack([mean.sum, mean.count]) + state.get(key, 0.0)  # (2,)
+            added = torch.stack([statistics[key].sum, statistics[key].count])  # (2,)
+            sums[key] = added + state.get(key, torch.zeros(2)).to(added)
         if steps < self.anchor_steps:
             return {"steps": steps, **sums}
         return {key.replace("gaps", "anchors"): pair[0] / pair[1] for key, pair in sums.items()}
