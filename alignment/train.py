@@ -3,7 +3,7 @@
     accelerate launch -m alignment.train --config recipes/apo/smoke.yaml --learning_rate 1e-5
 
 Keys are those of `GroupConfig` (all of transformers' `TrainingArguments` among them), of TRL's
-`ModelConfig` for model and adapter, and of `DataArguments`.
+`ModelConfig` for model and adapter, and of `RunArguments`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,12 +39,13 @@ logger = logging.getLogger("alignment")
 
 
 @dataclass
-class DataArguments(ScriptArguments):
-    """Where the rows come from; TRL's keys, and these.
+class RunArguments(ScriptArguments):
+    """Where rows and further models come from; TRL's keys, and these.
 
     Attributes:
         eval_dataset_name: A file or Hub id of its own for evaluation.
         ref_model_name_or_path: A reference other than the model that training starts from.
+        teacher_model_name_or_path: The teacher, for objectives that need one.
         adapter_name_or_path: An adapter to continue.
     """
 
@@ -52,6 +54,9 @@ class DataArguments(ScriptArguments):
     )
     ref_model_name_or_path: str | None = field(
         default=None, metadata={"help": "A reference other than the starting model."}
+    )
+    teacher_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "The teacher, for objectives that need one."}
     )
     adapter_name_or_path: str | None = field(
         default=None, metadata={"help": "An adapter to continue training."}
@@ -63,13 +68,13 @@ class Recipe:
     """A parsed recipe.
 
     Attributes:
-        data: Sources and splits.
+        data: Sources, splits and further models.
         training: Settings of the run.
         model: Model and adapter.
         mixture: Sources of a mixture.
     """
 
-    data: DataArguments
+    data: RunArguments
     training: GroupConfig
     model: ModelConfig
     mixture: DatasetMixtureConfig
@@ -84,7 +89,7 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     Raises:
         UserError: A key is unknown (the nearest known one is named) or a value is out of range.
     """
-    kinds = (DataArguments, GroupConfig, ModelConfig, DatasetMixtureConfig)
+    kinds = (RunArguments, GroupConfig, ModelConfig, DatasetMixtureConfig)
     known = {f.name for kind in kinds for f in dataclasses.fields(kind) if f.init} | {"env"}
     for flag, value in zip(argv, [*argv[1:], ""], strict=True):
         if flag == "--config":
@@ -149,6 +154,7 @@ def build_trainer(recipe: Recipe) -> GroupTrainer:
         evaluation if args.eval_strategy != "no" or args.do_eval else None,
         processing_class=load_tokenizer(str(model.model_name_or_path), args),
         ref_model=recipe.data.ref_model_name_or_path,
+        teacher_model=recipe.data.teacher_model_name_or_path,
         quantization_config=get_quantization_config(model),
         peft_config=None if recipe.data.adapter_name_or_path else get_peft_config(model),
     )
@@ -156,6 +162,8 @@ def build_trainer(recipe: Recipe) -> GroupTrainer:
 
 def main(argv: list[str] | None = None) -> None:
     """Trains by a recipe, evaluates, saves, and says what became of the data."""
+    # peft still asks for a property that transformers has renamed.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "httpcore", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -218,7 +226,7 @@ def _eval_sources(recipe: Recipe) -> list[Source]:
     return [source]
 
 
-def _source(data: DataArguments, path: str, split: str) -> Source:
+def _source(data: RunArguments, path: str, split: str) -> Source:
     return Source(path, name=data.dataset_config, split=split, streaming=data.dataset_streaming)
 
 

@@ -236,7 +236,9 @@ def _walk(  # noqa: PLR0913 - the arguments of `token_logps` and one more
     direction = None
     if expected is not None:
         direction = expected.div_(total).neg_().addcmul_(target_slope, weight[targets].to(dtype))
-    return (target_logit - normaliser).squeeze(1), normaliser.squeeze(1), direction
+    # Near p = 1 the two logits cancel; what is left keeps its digits.
+    logps = (target_logit - top) - total.log()
+    return logps.squeeze(1), normaliser.squeeze(1), direction
 
 
 def _chunks(length: int, size: int) -> list[slice]:

@@ -1,4 +1,4 @@
-"""Runs policy and reference over a packed batch and fills `GroupTerms`.
+"""Runs policy, reference and teacher over a packed batch and fills `GroupTerms`.
 
 This file and the trainer are the only ones that know that accelerate, peft or deepspeed exist.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,9 +19,10 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from alignment.core.attention import attention_mask
+from alignment.core.divergences import HeadInput, token_divergences
 from alignment.core.logps import HeadTransform, token_logps
 from alignment.core.packing import PackedBatch
-from alignment.objectives.base import GroupTerms, Objective, Progress
+from alignment.objectives.base import DivergenceSpec, GroupTerms, Objective, Progress
 
 REFERENCE_ADAPTER = "ref"
 """Name of a frozen copy of the policy's adapter as it was before training."""
@@ -33,13 +34,32 @@ class ScoredOutput(ModelOutput):
 
     Attributes:
         logps: (N,) nats, log-prob of each response token.
+        divergences: (N, D) nats, as `Comparison.specs` asks; None without a comparison.
+        head: What the logits at the predicting positions are made of, where asked for.
     """
 
     logps: Tensor | None = None
+    divergences: Tensor | None = None
+    head: HeadInput | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a policy's forward compares itself with.
+
+    Attributes:
+        teacher: The teacher's half.
+        specs: The divergences to compute, from the policy's (N,) log-probs.
+    """
+
+    teacher: HeadInput
+    specs: Callable[[Tensor], Sequence[DivergenceSpec]]
 
 
 def add_scored_forward(model: PreTrainedModel) -> None:
     """Lets `model(packed=batch)` return the log-probs of the batch's response tokens.
+
+    `compare` adds divergences from a teacher, `keep_head` returns what a student compares with.
 
     The head runs inside the forward that DDP, FSDP and DeepSpeed wrap, and is called as a module,
     so their hooks fire and gather it, in the backward pass as well. Any other call is answered as
@@ -53,7 +73,12 @@ def add_scored_forward(model: PreTrainedModel) -> None:
 
     @functools.wraps(type(model).forward)
     def forward(
-        self: PreTrainedModel, *args: Any, packed: PackedBatch | None = None, **kwargs: Any
+        self: PreTrainedModel,
+        *args: Any,
+        packed: PackedBatch | None = None,
+        compare: Comparison | None = None,
+        keep_head: bool = False,
+        **kwargs: Any,
     ) -> Any:
         if packed is None:
             return original(*args, **kwargs)
@@ -65,12 +90,20 @@ def add_scored_forward(model: PreTrainedModel) -> None:
         ).last_hidden_state
         head = _active_head(self)
 
-        def score(rows: Tensor) -> Tensor:
+        def score(rows: Tensor) -> ScoredOutput:
             bias = None if head.bias is None else _whole(head.bias)
-            return token_logps(rows, _whole(head.weight), packed.targets, bias, transform)
+            own = HeadInput(rows, _whole(head.weight), bias, transform)
+            logps = token_logps(rows, own.weight, packed.targets, bias, transform)
+            divergences = None
+            if compare is not None:
+                specs = compare.specs(logps)
+                divergences = token_divergences(
+                    own, compare.teacher, packed.response_of_token, specs
+                )
+            return ScoredOutput(logps, divergences, _kept(own) if keep_head else None)
 
         rows = hidden.flatten(0, 1).index_select(0, packed.predicts)
-        return ScoredOutput(logps=_call_as(head, score, rows))
+        return _call_as(head, score, rows)
 
     # transformers' generation reads the signature of the original.
     model.forward = types.MethodType(forward, model)
@@ -85,6 +118,7 @@ class Scorer:
         ref_model: A frozen reference; None takes the policy with its adapter off (or, where the
             adapter was trained before, with the frozen copy of it).
         unwrap: Strips what the training engine wrapped around the policy.
+        teacher: A frozen teacher, where the objective needs one.
         meant_to_differ: The reference is another model than the policy started from.
         reference_is_start: The reference is the policy before its first step, so it must be stored.
     """
@@ -92,6 +126,7 @@ class Scorer:
     objective: Objective
     ref_model: nn.Module | None
     unwrap: Callable[[nn.Module], nn.Module]
+    teacher: nn.Module | None = None
     meant_to_differ: bool = False
     reference_is_start: bool = False
 
@@ -102,17 +137,58 @@ class Scorer:
         progress: Progress | None = None,
         state: Mapping[str, Tensor] | None = None,
     ) -> GroupTerms:
-        """Scores a batch under the policy and, where the objective asks for it, the reference."""
-        ref_logps = None
+        """Scores a batch under the policy and whatever the objective compares it with."""
+        progress, state = progress or Progress(), state or {}
+        labels = functools.partial(label_terms, batch, progress=progress, state=state)
+        ref_logps = teacher_logps = compare = None
         if "reference" in self.objective.needs:
             ref_logps = self.reference_logps(model, batch)
-        return label_terms(
-            batch,
-            logps=policy_logps(model, batch),
+        if "teacher" in self.objective.needs:
+            told = self._teach(batch)
+            teacher_logps = told.logps
+            if told.head is not None:
+                compare = Comparison(
+                    told.head,
+                    lambda logps: self.objective.divergences(
+                        labels(logps=logps, teacher_logps=teacher_logps)
+                    ),
+                )
+        scored = model(packed=batch, compare=compare)
+        return labels(
+            logps=scored.logps,
             ref_logps=ref_logps,
-            progress=progress if progress is not None else Progress(),
-            state=state or {},
+            teacher_logps=teacher_logps,
+            divergences=scored.divergences,
         )
+
+    def counts(
+        self,
+        batch: PackedBatch,
+        progress: Progress | None = None,
+        state: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """(T,) float64, what each loss term of a batch counts; no model is run.
+
+        Counts come from labels alone, so log-probs and divergences of zero serve to read them.
+        """
+        zeros = torch.zeros(batch.targets.shape, device=batch.targets.device)
+        given = {"ref_logps": zeros, "teacher_logps": zeros, "progress": progress or Progress()}
+        with torch.no_grad():
+            terms = label_terms(batch, logps=zeros, state=state or {}, **given)
+            columns = len(self.objective.divergences(terms))
+            if columns:
+                terms = replace(terms, divergences=zeros[:, None].expand(-1, columns))
+            counts = self.objective(terms).counts()
+        return counts if batch.real else torch.zeros_like(counts)
+
+    def _teach(self, batch: PackedBatch) -> ScoredOutput:
+        if self.teacher is None:
+            name = type(self.objective).__name__
+            raise ValueError(f"{name} needs a teacher: set `teacher_model_name_or_path`")
+        compares = type(self.objective).divergences is not Objective.divergences
+        with torch.no_grad(), evaluating(self.teacher):
+            output: ScoredOutput = self.teacher(packed=batch, keep_head=compares)
+        return output
 
     def reference_logps(self, model: nn.Module, batch: PackedBatch) -> Tensor:
         """(N,) log-probs under the reference, detached.
@@ -158,20 +234,14 @@ def policy_logps(model: nn.Module, batch: PackedBatch) -> Tensor:
     return logps
 
 
-def label_terms(batch: PackedBatch, logps: Tensor | None = None, **values: Any) -> GroupTerms:
-    """`GroupTerms` of a batch.
+def label_terms(batch: PackedBatch, **values: Any) -> GroupTerms:
+    """`GroupTerms` with the labels of a batch.
 
     Args:
         batch: The labels and the assignment of tokens to responses.
-        logps: (N,) log-probs; None gives zeros for policy and reference, for what labels alone
-            decide.
-        **values: Further fields of `GroupTerms`.
+        **values: The other fields of `GroupTerms`, `logps` among them.
     """
-    if logps is None:
-        zeros = torch.zeros(batch.targets.shape, device=batch.targets.device)
-        logps, values = zeros, {"ref_logps": zeros, "teacher_logps": zeros, **values}
     return GroupTerms(
-        logps=logps,
         response_of_token=batch.response_of_token,
         group_of_response=batch.group_of_response,
         role=batch.role,
@@ -213,6 +283,13 @@ def _active_head(model: PreTrainedModel) -> Any:
         in_use = not head.disable_adapters and head.active_adapters
         return head.modules_to_save[head.active_adapters[0]] if in_use else head.original_module
     return head
+
+
+def _kept(head: HeadInput) -> HeadInput:
+    """A head that outlives the forward pass; ZeRO-3 takes the weight of a module back after it."""
+    weight = head.weight.detach()
+    gathered = hasattr(head.weight, "ds_id")
+    return replace(head, weight=weight.clone() if gathered else weight)
 
 
 def _whole(parameter: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -28,13 +28,18 @@ from alignment.cli import UserError
 from alignment.core.attention import why_not_shared
 from alignment.core.packing import Layout, PackedBatch, TokenGroup, pack
 from alignment.core.rendering import Renderer, TruncationMode
-from alignment.core.scoring import REFERENCE_ADAPTER, Scorer, add_scored_forward, label_terms
+from alignment.core.scoring import REFERENCE_ADAPTER, Scorer, add_scored_forward
 from alignment.data import GroupDataset, PairRule, Preparation
 from alignment.objectives.base import Mean, Objective, ObjectiveOutput, Progress, load_objective
 from alignment.trainers.batches import plan_evaluation, plan_loader, plan_run
 from alignment.trainers.callbacks import MetricsFile, ObjectiveState, StepHooks, TokenProgress
 from alignment.trainers.config import GroupConfig
-from alignment.trainers.loading import load_policy, load_tokenizer, prepare_frozen
+from alignment.trainers.loading import (
+    load_policy,
+    load_teacher,
+    load_tokenizer,
+    prepare_frozen,
+)
 from alignment.trainers.metrics import MeanLedger, response_metrics
 from alignment.trainers.start import check_layout, run_preflight, store_reference
 
@@ -57,6 +62,7 @@ class GroupTrainer(_BaseTrainer):
         processing_class: The tokenizer; by default the one that lies with the model.
         ref_model: A frozen reference; by default the policy without its adapter, and without
             adapter a copy of the model as it was loaded.
+        teacher_model: A frozen teacher, for objectives that need one.
         objective: An objective; by default the one that `args` names.
         quantization_config: Loads the model in 4 or 8 bit.
         peft_config: Trains an adapter instead of the model.
@@ -85,6 +91,7 @@ class GroupTrainer(_BaseTrainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         *,
         ref_model: str | PreTrainedModel | None = None,
+        teacher_model: str | PreTrainedModel | None = None,
         objective: Objective | None = None,
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
@@ -99,6 +106,7 @@ class GroupTrainer(_BaseTrainer):
         eval_groups = _prepared_splits(prepare, eval_dataset)
 
         needs_reference = "reference" in self.objective.needs
+        _check_teacher(self.objective, model, teacher_model)
         policy = load_policy(
             model,
             args,
@@ -107,7 +115,11 @@ class GroupTrainer(_BaseTrainer):
             peft_config=peft_config,
             keep_start=needs_reference and ref_model is None and not args.precompute_ref_log_probs,
         )
-        self.layout, self.layout_reason = _choose_layout(args.layout, policy.base.config)
+        teacher = None
+        if teacher_model is not None and "teacher" in self.objective.needs:
+            teacher = load_teacher(teacher_model, args, tokenizer)
+        configs = [policy.base.config] if teacher is None else [policy.base.config, teacher.config]
+        self.layout, self.layout_reason = _choose_layout(args.layout, configs)
         self.plan = plan_run(train_groups, args, self.layout)
         # Engines read the accumulation when they are built.
         args.gradient_accumulation_steps = self.plan.accumulation
@@ -138,6 +150,7 @@ class GroupTrainer(_BaseTrainer):
         self.scorer = Scorer(
             objective=self.objective,
             ref_model=prepare_frozen(frozen, self.accelerator),
+            teacher=prepare_frozen(teacher, self.accelerator),
             unwrap=self.accelerator.unwrap_model,
             meant_to_differ=ref_model is not None,
             reference_is_start=frozen is None and not is_peft_model(policy.model),
@@ -178,20 +191,13 @@ class GroupTrainer(_BaseTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[PackedBatch], num_batches: int, device: torch.device
     ) -> tuple[list[PackedBatch], Any]:
-        """The batches of one optimiser step, and (T,) the global counts of the loss terms.
-
-        Counts come from labels alone, so log-probs of zero serve to read them.
-        """
+        """The batches of one optimiser step, and (T,) the global counts of the loss terms."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         if not batches:
             return batches, None
-        counts = []
-        for batch in batches:
-            labels = label_terms(batch, progress=self._progress(), state=self._state.tensors())
-            with torch.no_grad():
-                counts.append(float(batch.real) * self.objective(labels).counts())
-        total = torch.stack(counts).sum(0).to(device)
-        return batches, self.accelerator.reduce(total, reduction="sum")
+        now = (self._progress(), self._state.tensors())
+        counts = torch.stack([self.scorer.counts(batch, *now) for batch in batches]).sum(0)
+        return batches, self.accelerator.reduce(counts.to(device), reduction="sum")
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         """Moves a batch; unlike the base class it leaves labels in full precision."""
@@ -369,8 +375,22 @@ def _prepared_splits(prepare: Preparation, rows: Any) -> Any:
     return None if rows is None else _prepared(prepare, rows, "eval")
 
 
-def _choose_layout(wanted: str, config: Any) -> tuple[Layout, str]:
-    reason = why_not_shared(config)
+def _check_teacher(objective: Objective, model: Any, teacher: Any) -> None:
+    """Checks, before anything is loaded, that there is a teacher where one is needed."""
+    name = type(objective).__name__
+    if "teacher" not in objective.needs:
+        if teacher is not None:
+            logger.warning("%s reads no teacher; `teacher_model_name_or_path` is ignored", name)
+        return
+    if teacher is None:
+        raise UserError(f"{name} needs a teacher: set `teacher_model_name_or_path`")
+    if teacher is model or teacher == model:
+        raise UserError(f"the teacher is the student itself (`{model}`): name another model")
+
+
+def _choose_layout(wanted: str, configs: Sequence[Any]) -> tuple[Layout, str]:
+    reasons = [(config, why_not_shared(config)) for config in configs]
+    config, reason = next((pair for pair in reasons if pair[1]), reasons[0])
     if wanted == "plain":
         return "plain", "the recipe asks for it"
     if reason is None:
