@@ -6,7 +6,7 @@ This is the only file that knows column names. It needs nothing but the standard
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -15,6 +15,11 @@ Content: TypeAlias = "str | list[Message]"
 """Plain text, or chat messages with `role` and `content`."""
 
 CHOSEN, NEITHER, REJECTED = 1, 0, -1
+
+JUDGED_PROMPT = "{prompt}\n\nA judgment of the response that follows: {judgment}"
+"""How a judgment joins the prompt under which a judged response is read once more."""
+
+_JUDGE_FAILURES = frozenset({"$ERROR$", "ERROR", "[ERROR]", "error", "None", "null", "N/A"})
 
 
 class RowError(ValueError):
@@ -91,6 +96,7 @@ def group_from_row(row: Mapping[str, Any]) -> Group:
     | `prompt`, `completion`, `label` (TRL unpaired) | one response, desirable or not |
     | `prompt`, `completion` or `messages` (TRL) | one response |
     | `instruction`, `input`, `output` (Alpaca) | one response |
+    | any single response and `judgment` (CUT; null: no fault found) | its plain and judged view |
 
     Texts may be strings or lists of chat messages.
 
@@ -159,6 +165,21 @@ def binarise(group: Group, seed: int) -> tuple[Group, tuple[str, ...]]:
     return pair, tuple(name for name, equal in ties.items() if len(equal) > 1)
 
 
+def as_chat(group: Group) -> Group:
+    """The group with its texts as a user's and an assistant's turn; messages stay as they are."""
+    if group.conversational:
+        return group
+
+    def turn(role: str, content: Content | None) -> Any:
+        return None if content is None else [{"role": role, "content": text_of(content).strip()}]
+
+    responses = tuple(
+        replace(r, content=turn("assistant", r.content), prompt=turn("user", r.prompt))
+        for r in group.responses
+    )
+    return replace(group, prompt=turn("user", group.prompt), responses=responses)
+
+
 def row_from_group(group: Group) -> dict[str, Any]:
     """The row of a group in TRL's columns.
 
@@ -178,8 +199,10 @@ def row_from_group(group: Group) -> dict[str, Any]:
             row[name] = response.content
             if response.reward is not None:
                 row[f"score_{name}"] = response.reward
-    elif len(roles) == 1:
+    elif len(roles) == 1 and roles[0] != NEITHER:
         row["completion"] = group.responses[0].content
+        if rewards[0] is not None:
+            row["reward"] = rewards[0]
         if roles[0] == REJECTED or group.responses[0].weight is not None:
             row["label"] = roles[0] == CHOSEN
     else:
@@ -194,6 +217,10 @@ def row_from_group(group: Group) -> dict[str, Any]:
 
 def _pair(row: Mapping[str, Any]) -> Group:
     chosen, rejected = row["chosen"], row["rejected"]
+    for name in {"prompt", "chosen", "rejected"} & row.keys():
+        _check_content(row[name], f"`{name}`")
+    if chosen == rejected:
+        raise RowError("identical", "chosen and rejected are the same text")
     if "prompt" in row:
         prompt = row["prompt"]
         if not isinstance(prompt, str) and not isinstance(chosen, str):
@@ -202,8 +229,6 @@ def _pair(row: Mapping[str, Any]) -> Group:
             # Binarised UltraFeedback has a plain prompt beside two whole conversations.
             prompt, chosen, rejected = _implicit_prompt(chosen, rejected, prompt)
     else:
-        if chosen == rejected:
-            raise RowError("identical", "chosen and rejected are the same text")
         prompt, chosen, rejected = _implicit_prompt(chosen, rejected)
     return Group(
         prompt,
@@ -216,10 +241,8 @@ def _pair(row: Mapping[str, Any]) -> Group:
 
 
 def _scored(row: Mapping[str, Any]) -> Group:
-    items = row["responses"]
-    if not isinstance(items, Sequence) or isinstance(items, str):
-        raise RowError("bad_type", f"`responses` must be a list, got {type(items).__name__}")
-    rewards, models = row.get("rewards"), row.get("models")
+    items, rewards, models = (_list(row, name) for name in ("responses", "rewards", "models"))
+    items = items or []
     for name, values in (("rewards", rewards), ("models", models)):
         if values is not None and len(values) != len(items):
             raise RowError(
@@ -241,7 +264,10 @@ def _scored(row: Mapping[str, Any]) -> Group:
 
 def _ultrafeedback(row: Mapping[str, Any]) -> Group:
     responses = []
-    for index, item in enumerate(row["completions"]):
+    for index, item in enumerate(_list(row, "completions") or []):
+        if not isinstance(item, Mapping):
+            kind = type(item).__name__
+            raise RowError("bad_type", f"completions[{index}] must be an object, got {kind}")
         score = item.get("overall_score", item.get("fine-grained_score"))
         reward = None if score is None else _finite(score, f"completions[{index}].overall_score")
         responses.append(Response(item.get("response", ""), reward, model=item.get("model")))
@@ -252,23 +278,40 @@ def _single(row: Mapping[str, Any], response: Content) -> Group:
     label = row.get("label", True)
     if not isinstance(label, bool | int) or label not in (0, 1):
         raise RowError("bad_label", f"`label` must be true or false, got {label!r}")
-    return Group(
-        row.get("prompt", ""),
-        (Response(response, _number(row, "reward"), CHOSEN if label else REJECTED),),
-        _meta(row),
+    prompt = row.get("prompt", "")
+    plain = Response(
+        response, _number(row, "reward"), CHOSEN if label else REJECTED, _number(row, "weight")
     )
+    judgment = str(row.get("judgment", "")).strip()
+    if not judgment:
+        return Group(prompt, (plain,), _meta(row))
+    if judgment in _JUDGE_FAILURES:
+        raise RowError("judgment_error", f"the judgment is a placeholder for an error: {judgment}")
+    plain = replace(plain, role=REJECTED)
+    judged = replace(plain, prompt=_with_judgment(prompt, judgment), twin=0)
+    return Group(prompt, (plain, judged), _meta(row))
+
+
+def _with_judgment(prompt: Content, judgment: str) -> Content:
+    if isinstance(prompt, str):
+        end = prompt[len(prompt.rstrip()) :]
+        return JUDGED_PROMPT.format(prompt=prompt.rstrip(), judgment=judgment) + end
+    last = dict(prompt[-1])
+    last["content"] = JUDGED_PROMPT.format(prompt=last["content"], judgment=judgment)
+    return [*prompt[:-1], last]
 
 
 def _alpaca(row: Mapping[str, Any]) -> Group:
     prompt = row["instruction"]
     if row.get("input"):
         prompt = f"{prompt}\n\n{row['input']}"
-    return _single({**row, "prompt": prompt}, row["output"])
+    return _single({**row, "prompt": f"{prompt}\n\n"}, row["output"])
 
 
 def _split_messages(messages: Any) -> tuple[list[Message], list[Message]]:
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+    if not isinstance(messages, list) or not messages:
         raise RowError("bad_type", "`messages` must be a list of chat messages")
+    _check_content(messages, "`messages`")
     if messages[-1].get("role") != "assistant":
         raise RowError("no_response", "`messages` must end with the assistant's turn")
     return list(messages[:-1]), [messages[-1]]
@@ -301,6 +344,13 @@ def _after(prompt: Any, messages: Any) -> list[Message]:
     if len(messages) > len(prompt) and list(messages[: len(prompt)]) == list(prompt):
         return list(messages[len(prompt) :])
     return list(messages)
+
+
+def _list(row: Mapping[str, Any], name: str) -> list[Any] | None:
+    value = row.get(name)
+    if value is not None and not isinstance(value, list):
+        raise RowError("bad_type", f"`{name}` must be a list, got {type(value).__name__}")
+    return value
 
 
 def _number(row: Mapping[str, Any], name: str) -> float | None:
