@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
@@ -34,19 +35,18 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, Row]]:
         near = nearest(path.name, [p.name for p in folder.iterdir()]) if folder.is_dir() else None
         hint = f"; did you mean `{folder / near}`?" if near else ""
         raise UserError(f"no such file: {path}{hint}")
-    name = path.name.removesuffix(".gz")
-    if name.endswith(".jsonl"):
-        yield from _read_lines(path)
-    elif name.endswith(".json"):
-        yield from _read_json(path)
-    elif name.endswith(".csv"):
-        with path.open(encoding="utf-8", newline="") as file:
-            for number, row in enumerate(csv.DictReader(file), start=2):
-                yield f"{path.name}:{number}", cast(Row, row)
-    elif name.endswith(".parquet"):
-        yield from _read_parquet(path)
-    else:
+    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    if kind not in _READERS:
         raise UserError(f"{path}: unknown kind of file; known are {', '.join(SUFFIXES)}")
+    count = 0
+    try:
+        for named in _READERS[kind](path):
+            yield named
+            count += 1
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error) as error:
+        raise UserError(
+            f"{path}: damaged after row {count} ({error}); mend it or fetch it again"
+        ) from None
 
 
 def is_local(path: str) -> bool:
@@ -56,8 +56,8 @@ def is_local(path: str) -> bool:
 
 def _open(path: Path) -> IO[str]:
     if path.suffix == ".gz":
-        return cast(IO[str], gzip.open(path, "rt", encoding="utf-8"))
-    return path.open(encoding="utf-8")
+        return cast(IO[str], gzip.open(path, "rt", encoding="utf-8-sig", newline=""))
+    return path.open(encoding="utf-8-sig", newline="")
 
 
 def _read_lines(path: Path) -> Iterator[tuple[str, Row]]:
@@ -72,8 +72,6 @@ def _read_lines(path: Path) -> Iterator[tuple[str, Row]]:
             f"{path}:{number}: broken JSON ({error.msg} at column {error.colno}); "
             "mend or delete the line"
         ) from None
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}: damaged after line {number} ({error}); fetch it again") from None
 
 
 def _read_json(path: Path) -> Iterator[tuple[str, Row]]:
@@ -88,6 +86,18 @@ def _read_json(path: Path) -> Iterator[tuple[str, Row]]:
         raise UserError(f"{path}: expected a list of objects, got a {type(rows).__name__}")
     for number, row in enumerate(rows):
         yield f"{path.name}[{number}]", _object(row, f"{path}[{number}]")
+
+
+def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
+    csv.field_size_limit(2**31 - 1)  # the default is less than some responses have
+    with _open(path) as file:
+        reader = csv.DictReader(file)
+        for row in reader:
+            if None in row:
+                raise UserError(
+                    f"{path}:{reader.line_num}: more values than columns; quote values with commas"
+                )
+            yield f"{path.name}:{reader.line_num}", cast(Row, row)
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
@@ -109,3 +119,11 @@ def _object(row: Any, where: str) -> Row:
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected an object with columns, got a {type(row).__name__}")
     return row
+
+
+_READERS = {
+    "jsonl": _read_lines,
+    "json": _read_json,
+    "csv": _read_csv,
+    "parquet": _read_parquet,
+}
