@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from alignment.cli import UserError
-from alignment.core.groups import CHOSEN, REJECTED, Group, RowError, binarise, group_from_row
+from alignment.core.groups import (
+    CHOSEN,
+    REJECTED,
+    Group,
+    RowError,
+    as_chat,
+    binarise,
+    group_from_row,
+)
 from alignment.core.packing import Layout, TokenGroup, group_from_record
 from alignment.core.rendering import Renderer
 from alignment.core.rows import SUFFIXES, is_local, read_rows
@@ -246,12 +254,14 @@ class Preparation:
         objective: Whose needs every row must meet.
         pair_rule: `best_worst` makes pairs of scored groups; None leaves groups as they are.
         seed: Breaks ties between equal rewards.
+        chat: Renders plain texts as a user's and an assistant's turn.
     """
 
     renderer: Renderer
     objective: Objective
     pair_rule: PairRule | None = None
     seed: int = 42
+    chat: bool = False
 
     def __call__(
         self, rows: NamedRows, fingerprint: str | None = None, max_rows: int | None = None
@@ -290,6 +300,9 @@ class Preparation:
             first = table[0]["message"] if dropped else "the data has no row"
             where = f" (first: {table[0]['origin']}: {first})" if dropped else ""
             raise UserError(f"no row can be used: {prepared.report}{where}")
+        if "twin" in self.objective.needs and all(twin is None for twin in table["twin"]):
+            name = type(self.objective).__name__
+            raise UserError(f"{name} needs records with a `judgment`; no row of this data has one")
         return prepared
 
     def _settings(self) -> str:
@@ -305,6 +318,7 @@ class Preparation:
                 self.objective,
                 self.pair_rule,
                 self.seed,
+                self.chat,
             )
         )
 
@@ -322,6 +336,7 @@ class Preparation:
             group, ties = binarise(group, self.seed)
             notices += ties
         check_needs(group, self.objective)
+        group = as_chat(group) if self.chat else group
         wanted = tuple(r for r in group.responses if r.role in self.objective.roles)
         if not wanted:
             raise RowError("no_response", "the row has no response that the objective reads")
@@ -352,19 +367,21 @@ def check_needs(group: Group, objective: Objective) -> None:
     """
     name = type(objective).__name__
     roles = [response.role for response in group.responses]
-    has_rewards = all(response.reward is not None for response in group.responses)
-    there = (
-        "`rewards`" if has_rewards else "`chosen` and `rejected`" if -1 in roles else "no labels"
-    )
-    if "reward" in objective.needs and not has_rewards:
-        raise RowError("lacks_rewards", f"{name} needs `rewards`; this row has {there}")
-    if "pairs" in objective.needs and sorted(roles) != [REJECTED, CHOSEN]:
-        remedy = ": set `pair_rule: best_worst`" if has_rewards and len(roles) > 1 else ""
+    scored = all(response.reward is not None for response in group.responses)
+    paired = sorted(roles) == [REJECTED, CHOSEN]
+    there = "`chosen` and `rejected`" if paired else "`rewards`" if scored else "no such labels"
+    if "reward" in objective.needs and not scored:
+        remedy = "add rewards"
+        if paired and hasattr(objective, "form"):
+            remedy = f"use `objective_kwargs: {{form: pair}}` or {remedy}"
+        raise RowError("lacks_rewards", f"{name} needs `rewards`; this row has {there}: {remedy}")
+    if "pairs" in objective.needs and not paired:
+        remedy = "set `pair_rule: best_worst`" if scored and len(roles) > 1 else "add both sides"
         raise RowError(
-            "lacks_pairs", f"{name} needs `chosen` and `rejected`; this row has {there}{remedy}"
+            "lacks_pairs", f"{name} needs `chosen` and `rejected`; this row has {there}: {remedy}"
         )
     if "role" in objective.needs and 0 in roles:
-        raise RowError("lacks_roles", f"{name} needs labelled responses; this row has {there}")
+        raise RowError("lacks_roles", f"{name} needs a `label`; this row has {there}")
 
 
 def _rejected(origin: str, row: Mapping[str, Any] | Group, error: RowError) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -161,3 +162,9 @@ def save_tiny(folder: str | Path, family: str = "llama", **options: Any) -> Path
     tiny_model(family, **options).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3) or sys.argv[2:] not in ([], *([f] for f in FAMILIES)):
+        sys.exit(f"usage: python -m tests.tiny FOLDER [{'|'.join(FAMILIES)}]")
+    save_tiny(*sys.argv[1:])

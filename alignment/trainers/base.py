@@ -355,6 +355,7 @@ def preparation(
         objective=objective,
         pair_rule=cast("PairRule | None", args.pair_rule),
         seed=args.seed,
+        chat=args.as_chat,
     )
 
 

@@ -30,6 +30,7 @@ class GroupConfig(_BaseConfig):
         truncation_mode: `drop` rejects longer rows, `keep_start` and `keep_end` cut them as in TRL.
         pair_rule: `best_worst` makes pairs of scored groups: best against worst reward, with a
             strict gap.
+        as_chat: Renders plain-text prompts and responses as a user's and an assistant's turn.
         precompute_ref_log_probs: Computes the reference of every row once, stores it by content and
             reuses it in every later run that shares the row and the model.
         ref_cache_dir: Where stored references live; by default beside the prepared data, in the
@@ -40,6 +41,8 @@ class GroupConfig(_BaseConfig):
         model_init_kwargs: Passed to `from_pretrained` where the model is a name.
         trust_remote_code: Lets code that comes with a model run.
         chat_template_path: A .jinja file that replaces the tokenizer's chat template.
+        activation_checkpointing: Recomputes activations in the backward pass; on, as in TRL.
+        gradient_checkpointing: The old name of `activation_checkpointing`.
         learning_rate: Peak learning rate; 1e-6 as in TRL's preference trainers.
     """
 
@@ -74,6 +77,9 @@ class GroupConfig(_BaseConfig):
         default=None,
         metadata={"help": "`best_worst` makes pairs of scored groups.", "choices": ["best_worst"]},
     )
+    as_chat: bool = field(
+        default=False, metadata={"help": "Render plain texts as turns of a conversation."}
+    )
     precompute_ref_log_probs: bool = field(
         default=False, metadata={"help": "Store the reference of every row and reuse it."}
     )
@@ -97,6 +103,12 @@ class GroupConfig(_BaseConfig):
     )
     chat_template_path: str | None = field(
         default=None, metadata={"help": "A .jinja file that replaces the chat template."}
+    )
+    activation_checkpointing: bool | None = field(
+        default=True, metadata={"help": "Recompute activations in the backward pass."}
+    )
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "The old name of activation_checkpointing."}
     )
     learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate."})
 
