@@ -65,8 +65,8 @@ class Renderer:
     def _end_tokens(self) -> frozenset[int]:
         """Tokens that end a turn: the end of sequence, and special tokens named for it."""
         names = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|return|>", "<turn|>")
-        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
-        ids = {self.tokenizer.convert_tokens_to_ids(name) for name in names} & special
+        added = self.tokenizer.added_tokens_decoder.items()
+        ids = {index for index, token in added if token.content in names}
         return frozenset({self.tokenizer.eos_token_id} | ids)
 
     def __call__(self, group: Group, origin: str = "") -> Rendered:
@@ -74,7 +74,7 @@ class Renderer:
 
         Raises:
             RowError: The row cannot be used: `prompt_too_long`, `too_long`, `no_end_of_turn`,
-                `prompt_not_prefix` or `empty_prompt`.
+                `prompt_not_prefix`, `template_error`, `views_differ` or `empty_prompt`.
             UserError: The data is conversational and the tokenizer has no chat template.
         """
         contexts, responses = [], []
@@ -89,6 +89,13 @@ class Renderer:
         rewards = [response.reward for response in group.responses]
         weights = [response.weight for response in group.responses]
         twins = [response.twin for response in group.responses]
+        for twin, view in zip(twins, responses, strict=True):
+            if twin is not None and view != responses[twin]:
+                raise RowError(
+                    "views_differ",
+                    "the judged view of the response has other tokens than its plain view; "
+                    "raise `max_length` if it was cut",
+                )
         tokens = TokenGroup.of(
             contexts,
             responses,
@@ -107,9 +114,8 @@ class Renderer:
         eos = self.tokenizer.eos_token_id
         context_ids = self._ids(prompt)
         whole_ids = self._ids(f"{prompt}{response}")
-        for ids in (context_ids, whole_ids):
-            if len(ids) > 1 and ids[-1] == eos and not str(response).endswith(self._eos_text):
-                ids.pop()  # some tokenizers end every text
+        if self._ends_every_text:
+            context_ids, whole_ids = context_ids[:-1], whole_ids[:-1]
         if not context_ids:
             raise RowError(
                 "empty_prompt", "the prompt has no token, so nothing predicts the response"
@@ -147,15 +153,25 @@ class Renderer:
             )
         context_ids = self._ids(before, add_special_tokens=False)
         response_ids = self._ids(whole[len(before) :], add_special_tokens=False)
-        ends = [i for i, token in enumerate(response_ids) if token in self._end_tokens]
-        if not ends:
+        length = self._end_of_turn(response_ids)
+        if length is None:
             raise RowError(
                 "no_end_of_turn",
                 "the chat template ends the response without an end-of-turn token, so the model "
                 "would not learn to stop",
             )
         # What the template writes after the end of the turn is never generated.
-        return context_ids, response_ids[: ends[-1] + 1]
+        return context_ids, response_ids[:length]
+
+    def _end_of_turn(self, ids: list[int]) -> int | None:
+        """How many tokens there are up to the one that ends the last turn; None where none does."""
+        length = None
+        for index in reversed(range(len(ids))):
+            if ids[index] in self._end_tokens:
+                length = index + 1
+            elif self.tokenizer.decode(ids[index : index + 1]).strip():
+                break
+        return length
 
     def _fit(
         self, context_ids: list[int], response_ids: list[int], notices: set[str]
@@ -181,8 +197,9 @@ class Renderer:
         )
 
     @cached_property
-    def _eos_text(self) -> str:
-        return str(self.tokenizer.eos_token)
+    def _ends_every_text(self) -> bool:
+        """Whether the tokenizer itself puts the end of sequence after a text."""
+        return self._ids("a")[-1:] == [self.tokenizer.eos_token_id]
 
     def _ids(self, text: Content, **kwargs: Any) -> list[int]:
         ids: list[int] = self.tokenizer(str(text), verbose=False, **kwargs)["input_ids"]

@@ -181,7 +181,7 @@ def test_the_last_message_is_the_response_and_the_others_are_the_prompt():
     assert [(r.content, r.role) for r in group.responses] == [([assistant("4")], CHOSEN)]
 
 
-@pytest.mark.parametrize(("extra", "prompt"), [("", "Sum up."), ("1 2", "Sum up.\n\n1 2")])
+@pytest.mark.parametrize(("extra", "prompt"), [("", "Sum up.\n\n"), ("1 2", "Sum up.\n\n1 2\n\n")])
 def test_an_alpaca_row_joins_instruction_and_input(extra: str, prompt: str):
     group = group_from_row({"instruction": "Sum up.", "input": extra, "output": "3"})
     assert group.prompt == prompt
