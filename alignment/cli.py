@@ -126,6 +126,11 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
     sys.exit(status)
 
 
+def say(text: str) -> None:
+    """A line of a command's final report, on standard output."""
+    sys.stdout.write(text + "\n")
+
+
 def _required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 

@@ -65,6 +65,12 @@ class Usage:
     completion_tokens: int = 0
     price: float = 0.0
 
+    def __str__(self) -> str:
+        """`12 calls made, 88 from the ledger, 3400 tokens, $0.01`."""
+        tokens = self.prompt_tokens + self.completion_tokens
+        told = f"{self.calls} calls made, {self.reused} from the ledger, {tokens} tokens"
+        return f"{told}, ${self.price:.2f}" if self.price else told
+
 
 class LLM:
     """A model behind a backend, with a ledger between.
@@ -75,6 +81,10 @@ class LLM:
         backend: The way to the model.
         ledger: Where finished calls are kept; in memory by default.
         limits: How hard the model may be pressed.
+
+    Attributes:
+        source: `provider`, `model` and `fingerprint`: what to record beside what it says.
+        usage: What this run took.
     """
 
     def __init__(
@@ -84,14 +94,12 @@ class LLM:
         self.ledger = ledger or Ledger()
         self.limits = limits or Limits()
         self.usage = Usage()
-        self._source = {
+        self.source = {
             "provider": backend.provider,
             "model": backend.model,
             "fingerprint": backend.fingerprint,
         }
-        self._prefix = hashlib.blake2b(
-            json.dumps([*self._source.values()]).encode(), digest_size=16
-        )
+        self._prefix = hashlib.blake2b(json.dumps([*self.source.values()]).encode(), digest_size=16)
         self._slots = asyncio.Semaphore(self.limits.concurrency)
         self._running: dict[bytes, asyncio.Task[Reply]] = {}
         self._in_flight: set[asyncio.Task[Any] | None] = set()
@@ -124,7 +132,7 @@ class LLM:
             UserError: No call can succeed before the user mends something.
         """
         request = Request("chat", messages, (), sampling or Sampling(), sample)
-        return await self._call(request, keep_truncated)
+        return await self.ask(request, keep_truncated=keep_truncated)
 
     async def complete(
         self,
@@ -136,7 +144,7 @@ class LLM:
     ) -> Reply:
         """The text that follows `prompt`, without a chat template; otherwise as `chat`."""
         request = Request("complete", prompt, (), sampling or Sampling(), sample)
-        return await self._call(request, keep_truncated)
+        return await self.ask(request, keep_truncated=keep_truncated)
 
     async def score(
         self, prompt: Prompt, continuations: Sequence[str]
@@ -154,10 +162,34 @@ class LLM:
             CallError: The texts could not be scored.
             UserError: No call can succeed before the user mends something.
         """
-        reply = await self._call(Request("score", prompt, tuple(continuations)), False)
+        reply = await self.ask(Request("score", prompt, tuple(continuations)))
         if reply.logps is None:
             raise CallError("unparseable", f"{self.model} returned no log-probs")
         return reply.logps
+
+    async def ask(self, request: Request, *, keep_truncated: bool = False) -> Reply:
+        """Any of the calls above, from the ledger where it was made before.
+
+        Raises:
+            CallError: As for `chat`.
+            UserError: As for `chat`.
+        """
+        key = self.key(request)
+        reply = self.ledger.get(key)
+        if reply is not None:
+            self.usage.reused += 1
+        else:
+            # Two rows may ask the same; and a caller that gives up leaves the call to end in peace.
+            task = self._running.get(key)
+            if task is None:
+                task = asyncio.create_task(self._make(key, request))
+                self._running[key] = task
+                task.add_done_callback(lambda done: self._forget(key, done))
+            reply = await asyncio.shield(task)
+        if reply.outcome == "answered" or (reply.outcome == "truncated" and keep_truncated):
+            return reply
+        told = f": {reply.text[:200]}" if reply.outcome == "refused" and reply.text else ""
+        raise CallError(reply.outcome, f"{self.model} {_TOLD[reply.outcome]}{told}")
 
     def key(self, request: Request) -> bytes:
         """The ledger's key of a call: a hash of all that changes its answer, of nothing else."""
@@ -182,24 +214,6 @@ class LLM:
             await asyncio.wait(self._running.values())
         await self.backend.close()
 
-    async def _call(self, request: Request, keep_truncated: bool) -> Reply:
-        key = self.key(request)
-        reply = self.ledger.get(key)
-        if reply is not None:
-            self.usage.reused += 1
-        else:
-            # Two rows may ask the same; and a caller that gives up leaves the call to end in peace.
-            task = self._running.get(key)
-            if task is None:
-                task = asyncio.create_task(self._make(key, request))
-                self._running[key] = task
-                task.add_done_callback(lambda done: self._forget(key, done))
-            reply = await asyncio.shield(task)
-        if reply.outcome == "answered" or (reply.outcome == "truncated" and keep_truncated):
-            return reply
-        told = f": {reply.text[:200]}" if reply.outcome == "refused" and reply.text else ""
-        raise CallError(reply.outcome, f"{self.model} {_TOLD[reply.outcome]}{told}")
-
     def _forget(self, key: bytes, task: asyncio.Task[Reply]) -> None:
         del self._running[key]
         if not task.cancelled():
@@ -219,7 +233,7 @@ class LLM:
                     self.usage.reused += 1
                     return reply
                 call = await self._attempt(request)
-                self.ledger.put(key, {**self._source, "verb": request.verb}, call)
+                self.ledger.put(key, {**self.source, "verb": request.verb}, call)
             except BaseException:
                 self.ledger.release(key)
                 raise

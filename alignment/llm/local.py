@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from pathlib import Path
 from typing import TypeAlias
 
-from alignment.llm.model import Encoded, LocalModel
+from alignment.llm.model import PROVIDER, Encoded, LocalModel
 from alignment.llm.protocol import Reply, Request, Verb
 
 Waiting: TypeAlias = "tuple[Encoded, asyncio.Future[Reply]]"
@@ -22,12 +21,12 @@ class LocalBackend:
         batch_size: Most requests answered together.
     """
 
-    provider = "transformers"
+    provider = PROVIDER
     verbs: frozenset[Verb] = frozenset({"chat", "complete", "score"})
 
     def __init__(self, model: str, device: str | None = None, batch_size: int = 16) -> None:
         self.local = LocalModel(model, device)
-        self.model = model if not Path(model).is_dir() else Path(model).resolve().name
+        self.model = self.local.name
         self.fingerprint = self.local.fingerprint
         self.batch_size = batch_size
         self._queue: deque[Waiting] = deque()

@@ -5,7 +5,6 @@ Importing this module is cheap: torch is loaded when a model is.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +16,7 @@ from alignment.llm.protocol import CallError, Prompt, Reply, Request, Sampling
 if TYPE_CHECKING:
     from torch import Tensor
 
+PROVIDER = "transformers"
 DEFAULT_MAX_TOKENS = 512
 
 
@@ -45,6 +45,10 @@ class LocalModel:
         device: Where it runs; by default an accelerator where there is one.
         dtype: Type of the weights; by default as they were saved.
 
+    Attributes:
+        name: The folder's own name, or the hub id.
+        fingerprint: Checksum of the folder, or the commit on the hub.
+
     Raises:
         UserError: There is no such model.
     """
@@ -64,8 +68,10 @@ class LocalModel:
             raise UserError(f"cannot load the model {model}: {error}") from None
         self.device = device or torch.accelerator.current_accelerator() or "cpu"
         self.model.to(self.device).eval()
+        here = Path(model).is_dir()
         commit = getattr(self.model.config, "_commit_hash", None) or ""
-        self.fingerprint = fingerprint(model) if os.path.isdir(model) else commit
+        self.name = Path(model).resolve().name if here else model
+        self.fingerprint = fingerprint(model) if here else commit
         ends = self.model.generation_config.eos_token_id
         self._ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id}
         self._ends.discard(None)

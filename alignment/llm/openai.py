@@ -13,7 +13,7 @@ import openai
 
 from alignment.cli import UserError, nearest
 from alignment.llm.fingerprint import fingerprint
-from alignment.llm.prompts import as_messages
+from alignment.llm.prompts import as_messages, shorten
 from alignment.llm.protocol import CallError, Outcome, Reply, Request, Verb
 
 OPENAI_HOST = "api.openai.com"
@@ -93,7 +93,7 @@ class OpenAIBackend:
         try:
             return _reply(request, answer)
         except (KeyError, TypeError, AttributeError, IndexError):
-            told = f"{self.url} does not answer as an OpenAI-compatible API: {_short(answer)}"
+            told = f"{self.url} does not answer as an OpenAI-compatible API: {shorten(answer)}"
             raise CallError("unparseable", told, retry=True, unreachable=True) from None
 
     async def close(self) -> None:
@@ -106,7 +106,7 @@ class OpenAIBackend:
         said = str(body.get("message") or body.get("detail") or error.response.text)
         if self._key_name:
             said = said.replace(self._key, "***")  # some servers repeat the key
-        told = f"{self.url} answered {status}: {_short(said)}"
+        told = f"{self.url} answered {status}: {shorten(said)}"
         if status in (401, 403):
             read = f"read from {self._key_name}" if self._key_name else "not sent: `--api-key-env`"
             return UserError(f"{self.url} refuses the API key ({status}); the key was {read}")
@@ -206,11 +206,6 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected text, got {type(value).__name__}")
     return value
-
-
-def _short(value: object) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= 120 else text[:120] + " ..."
 
 
 def _retry_after(response: Any) -> float | None:

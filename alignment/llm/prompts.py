@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -87,3 +88,18 @@ def as_text(prompt: Prompt) -> str:
     if len(prompt) == 1:
         return str(prompt[0]["content"])
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def shorten(value: object, length: int = 100) -> str:
+    """The beginning of a text in one line, for messages."""
+    line = " ".join(str(value).split())
+    return line if len(line) <= length else line[:length] + " ..."
+
+
+def sections(text: str) -> dict[str, str]:
+    """The fenced sections of a rendered prompt by name, for programs that stand in for models.
+
+    A section begins with a line `[name fence]` and ends with a line `[/name fence]`.
+    """
+    found = re.finditer(r"^\[(\w+) ([0-9a-f]{8,})\]\n(.*?)\n\[/\1 \2\]$", text, re.M | re.S)
+    return {match[1]: match[3] for match in found}

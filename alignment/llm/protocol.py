@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
-Message: TypeAlias = Mapping[str, Any]
+Message: TypeAlias = dict[str, Any]
 Prompt: TypeAlias = "str | Sequence[Message]"
 """Plain text, or chat messages with `role` and `content`."""
 

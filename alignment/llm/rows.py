@@ -15,7 +15,7 @@ from typing import IO, Any, TypeAlias
 from tqdm import tqdm
 
 from alignment.cli import UserError, nearest
-from alignment.llm.protocol import CallError, Prompt
+from alignment.llm.protocol import CallError, Message
 
 Row: TypeAlias = Mapping[str, Any]
 
@@ -48,10 +48,11 @@ class MapReport:
     dropped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def drop(self, reason: str, message: str) -> None:
-        """Counts a row that gave no output."""
-        self.dropped[reason] += 1
-        self.examples.setdefault(reason, message)
+    def drop(self, rejected: Row) -> None:
+        """Counts a row that gave no output, as `reject_row` describes it."""
+        self.dropped[rejected["reason"]] += 1
+        told = f"{rejected['source']}: {rejected['message']}"
+        self.examples.setdefault(rejected["reason"], told)
 
     def refuse_empty(self, source: str | Path) -> None:
         """Refuses a job that kept nothing.
@@ -72,7 +73,15 @@ class MapReport:
         return f"{told} ({reasons})" if lost else told
 
 
-def prompt_of(row: Row) -> Prompt:
+def reject_row(name: str, row: Row, error: Reject | CallError) -> Row:
+    """A row of the file of rejects: where the row came from, the reason, and the row itself."""
+    reason, details = (
+        (error.reason, error.details) if isinstance(error, Reject) else (error.outcome, {})
+    )
+    return {"source": name, "reason": reason, "message": str(error), **details, "row": row}
+
+
+def prompt_of(row: Row) -> str | list[Message]:
     """The prompt of a row: `prompt` (text or messages), or Alpaca's `instruction` with its `input`.
 
     Raises:
@@ -80,7 +89,7 @@ def prompt_of(row: Row) -> Prompt:
     """
     if "prompt" not in row and isinstance(row.get("instruction"), str):
         return "\n\n".join(filter(None, [row["instruction"], row.get("input")]))
-    prompt: Prompt = _column(row, "prompt")
+    prompt: str | list[Message] = _column(row, "prompt")
     return prompt
 
 
@@ -100,10 +109,11 @@ def response_of(row: Row) -> str:
 class Output:
     """A JSON Lines file that appears whole or not at all, with its rejects beside it.
 
-    Lines go to `<path>.partial`; leaving the `with` block without an exception renames it.
+    Lines go to `<path>.partial`; leaving the `with` block without an exception renames it. Without
+    lines there is no file.
 
     Args:
-        path: The file to be; its rejects go to `<path>.rejects.jsonl` where there are any.
+        path: The file to be; its rejects go to `<path>.rejects.jsonl`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -121,26 +131,25 @@ class Output:
 
     def __enter__(self) -> Output:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        for path in (self.path, self.rejects):
+        for path in (self.rejects, self.path):
+            # Half a surrogate pair becomes `\ud83d`, which is what JSON calls it.
             self._files[path] = _partial(path).open(
                 "w", encoding="utf-8", errors="backslashreplace"
             )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        empty = {path: file.tell() == 0 for path, file in self._files.items()}
-        for file in self._files.values():
-            if kind is None:
+        for path, file in self._files.items():  # the output last: where it stands, all stands
+            written = file.tell() > 0
+            with file:
                 file.flush()
                 os.fsync(file.fileno())
-            file.close()
-        for path in (self.rejects, self.path):  # the output last: where it stands, all stands
-            if kind is not None or (path == self.rejects and empty[path]):
-                _partial(path).unlink()
-                if kind is None:
-                    path.unlink(missing_ok=True)
-            else:
+            if kind is None and written:
                 _partial(path).replace(path)
+                continue
+            _partial(path).unlink()
+            if kind is None:
+                path.unlink(missing_ok=True)
 
     def _write(self, path: Path, row: Row) -> None:
         self._files[path].write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -201,11 +210,9 @@ async def map_rows(
                 for new in made:
                     file.write(new)
             else:
-                reason = made.reason if isinstance(made, Reject) else made.outcome
-                details = made.details if isinstance(made, Reject) else {}
-                report.drop(reason, f"{name}: {made}")
-                told = {"source": name, "reason": reason, "message": str(made)}
-                file.reject({**told, **details, "row": row})
+                rejected = reject_row(name, row, made)
+                report.drop(rejected)
+                file.reject(rejected)
             bar.update()
 
         with _first_error():

@@ -2,6 +2,8 @@
 
 import asyncio
 import math
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignment.cli import UserError
+from alignment.llm import protocol
 from alignment.llm.engine import LLM, Limits
 from alignment.llm.fingerprint import fingerprint
 from alignment.llm.local import LocalBackend
@@ -21,6 +24,17 @@ from tests.tiny import save_tiny, tiny_tokenizer
 @pytest.fixture(scope="module")
 def local(model_dir: Path) -> LocalModel:
     return LocalModel(str(model_dir), "cpu")
+
+
+def test_importing_the_engine_and_its_backends_loads_no_torch():
+    names = [f"alignment.llm.{path.stem}" for path in Path(protocol.__file__).parent.glob("*.py")]
+    code = (
+        "import importlib, sys\n"
+        f"for name in {names!r}: importlib.import_module(name)\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert len(names) > 8
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def user(text: str) -> list[Message]:

@@ -12,7 +12,15 @@ from alignment.cli import UserError
 from alignment.llm.ledger import Ledger
 from alignment.llm.program import FakeLLM
 from alignment.llm.protocol import CallError, Request
-from alignment.llm.rows import MapReport, Reject, map_rows, prompt_of, refuse_existing, response_of
+from alignment.llm.rows import (
+    MapReport,
+    Reject,
+    map_rows,
+    prompt_of,
+    refuse_existing,
+    reject_row,
+    response_of,
+)
 
 
 def numbered(count: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -142,7 +150,8 @@ def test_text_that_utf8_cannot_hold_stays_valid_json(tmp_path: Path):
 def test_a_job_that_keeps_nothing_says_why():
     report = MapReport()
     for index in range(3):
-        report.drop("no_response", f"in.jsonl:{index + 1}: no column `response`")
+        error = Reject("no_response", "no column `response`")
+        report.drop(reject_row(f"in.jsonl:{index + 1}", {}, error))
     with pytest.raises(UserError, match=r"nothing came out of in\.jsonl: no_response \(3 rows\): "):
         report.refuse_empty("in.jsonl")
     with pytest.raises(UserError, match="the file holds no rows"):
