@@ -76,7 +76,10 @@ ROOMS = (
     Room(CONTRACT, (), ("torch",)),
     Room(
         ("data_builders.*",),
-        ("alignment.core.groups", "alignment.core.rows", "eval.judge", *CONNECT, *ENGINE, *FLOOR),
+        (
+            *("data_builders.base", "data_builders.statistics", "eval.judge"),
+            *("alignment.core.groups", "alignment.core.rows", *CONNECT, *ENGINE, *FLOOR),
+        ),
     ),
     Room(
         ("eval.*",),
