@@ -1,0 +1,162 @@
+"""Win rates and their uncertainty."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from alignment.cli import UserError
+from alignment.llm.prompts import shorten
+
+ENOUGH_JUDGED = 0.95
+"""Share of prompts below which a win rate is refused unless missing verdicts are allowed."""
+
+
+class Interval(NamedTuple):
+    """A confidence interval.
+
+    Attributes:
+        low: Lower end.
+        high: Upper end.
+    """
+
+    low: float
+    high: float
+
+
+class WinRate(NamedTuple):
+    """How often an answer is preferred, over prompts.
+
+    Attributes:
+        win_rate: Mean score over judged prompts, in [0, 1]; a tie counts one half.
+        win_rate_ci: 95% bootstrap interval over prompts.
+        n_prompts: Prompts judged.
+        wins: Prompts with a score above one half.
+        losses: Prompts with a score below one half.
+        ties: Prompts with a score of one half.
+        unjudged: Prompts without a score, which count in nothing above.
+    """
+
+    win_rate: float
+    win_rate_ci: Interval
+    n_prompts: int
+    wins: int
+    losses: int
+    ties: int
+    unjudged: int
+
+
+def bootstrap_mean(
+    values: Sequence[float], seed: int, resamples: int = 10_000, level: float = 0.95
+) -> Interval:
+    """The percentile bootstrap interval of a mean.
+
+    Args:
+        values: (n,) independent values, one for each prompt.
+        seed: Seed of the resampling.
+        resamples: How often the values are drawn anew.
+        level: Coverage.
+
+    Raises:
+        ValueError: There are no values.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    if not data.size:
+        raise ValueError("a bootstrap needs at least one value")
+    rng = np.random.default_rng(seed)
+    means = np.array([data[rng.integers(0, data.size, data.size)].mean() for _ in range(resamples)])
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
+
+
+def win_rate(scores: Sequence[float | None], seed: int, resamples: int = 10_000) -> WinRate:
+    """The win rate of per-prompt scores.
+
+    Args:
+        scores: (n,) in [0, 1], None for a prompt without a readable verdict.
+        seed: Seed of the bootstrap.
+        resamples: Resamples of the bootstrap.
+
+    Raises:
+        ValueError: No prompt has a score.
+    """
+    judged = [score for score in scores if score is not None]
+    interval = bootstrap_mean(judged, seed, resamples)
+    wins, losses = sum(score > 0.5 for score in judged), sum(score < 0.5 for score in judged)
+    ties = len(judged) - wins - losses
+    mean = float(np.mean(judged))
+    return WinRate(mean, interval, len(judged), wins, losses, ties, len(scores) - len(judged))
+
+
+def summarise(
+    verdicts: Iterable[Mapping[str, Any]], seed: int, resamples: int = 10_000
+) -> dict[str, Any]:
+    """The numbers of a report from rows of `verdicts.jsonl`.
+
+    Several comparisons of a prompt are averaged first: the bootstrap is over prompts. A prompt
+    with a comparison that has no score is unjudged.
+
+    Args:
+        verdicts: Rows with `prompt`, `answer`, `baseline` and a comparison's columns.
+        seed: Seed of the bootstrap.
+        resamples: Resamples of the bootstrap.
+
+    Raises:
+        UserError: No prompt is judged; it shows what the judge said.
+    """
+    rows = list(verdicts)
+    scores: dict[str, list[float | None]] = {}
+    for row in rows:
+        scores.setdefault(row["prompt"], []).append(row["score"])
+    per_prompt = [_mean_or_none(several) for several in scores.values()]
+    votes = [vote for row in rows for vote in row["votes"]]
+    faulty = [vote for vote in votes if vote["fault"]]
+    if all(score is None for score in per_prompt):
+        first = faulty[0]
+        raise UserError(
+            f"no prompt has readable verdicts in both orders ({len(faulty)} of {len(votes)} "
+            f"cannot be read); the first is {first['fault']}: `{shorten(first['text'])}`; the "
+            "judge must end with a line such as `Verdict: A`"
+        )
+    consistent = [row["consistent"] for row in rows if row["consistent"] is not None]
+    return {
+        **win_rate(per_prompt, seed, resamples)._asdict(),
+        "n_comparisons": len(rows),
+        "identical": sum(not row["votes"] for row in rows),
+        "unreadable_verdicts": len(faulty),
+        "faults": dict(sorted(Counter(vote["fault"] for vote in faulty).items())),
+        "position_consistency": fmean(consistent) if consistent else None,
+        "answer_length": fmean(len(row["answer"]) for row in rows),
+        "baseline_length": fmean(len(row["baseline"]) for row in rows),
+        "seed": seed,
+        "resamples": resamples,
+    }
+
+
+def refuse_unjudged(results: Mapping[str, Any], verdicts: Path) -> None:
+    """Refuses a win rate that too many verdicts are missing from.
+
+    Args:
+        results: As `summarise` gives them.
+        verdicts: The file that shows what the judge said.
+
+    Raises:
+        UserError: Fewer prompts are judged than `ENOUGH_JUDGED` demands.
+    """
+    prompts = results["n_prompts"] + results["unjudged"]
+    if results["n_prompts"] < ENOUGH_JUDGED * prompts:
+        faults = ", ".join(f"{count} {fault}" for fault, count in results["faults"].items())
+        raise UserError(
+            f"only {results['n_prompts']} of {prompts} prompts have readable verdicts in both "
+            f"orders ({faults}); see {verdicts}, or pass `--allow-missing --resume`"
+        )
+
+
+def _mean_or_none(scores: Sequence[float | None]) -> float | None:
+    known = [score for score in scores if score is not None]
+    return fmean(known) if len(known) == len(scores) else None

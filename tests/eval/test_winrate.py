@@ -1,0 +1,157 @@
+"""Known verdicts, known report; and files, judges and servers that do not fit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignment.__main__ import dispatch
+from alignment.cli import UserError
+from alignment.core.rows import read_rows
+from alignment.llm.prompts import sections
+from alignment.llm.protocol import Request
+from tests.llm.server import Answer, Body, last_words, serve
+
+
+def judge(request: Request) -> str:
+    """Prefers the longer answer; ties at equal length; gives prose where an answer asks for it."""
+    return verdict(str(request.prompt[0]["content"]))  # type: ignore[index]
+
+
+def verdict(text: str) -> str:
+    first, second = (sections(text)[name] for name in ("answer_A", "answer_B"))
+    if "prose" in (first, second):
+        return "They are both fine answers."
+    if len(first) == len(second):
+        return "Verdict: tie"
+    return "Verdict: A" if len(first) > len(second) else "Verdict: B"
+
+
+def write(path: Path, answers: dict[str, Any] | list[tuple[Any, Any]]) -> Path:
+    items = answers.items() if isinstance(answers, dict) else answers
+    rows = [{"prompt": prompt, "response": response} for prompt, response in items]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run(
+    folder: Path, answers: Any, baseline: Any, *argv: str, judge_model: str | None = None
+) -> dict[str, Any]:
+    mine = write(folder / "answers.jsonl", answers)
+    theirs = write(folder / "baseline.jsonl", baseline)
+    command = ["eval", "winrate", "--answers", str(mine), "--baseline", str(theirs)]
+    command += ["--output", str(folder / "out"), "--resamples", "200"]
+    command += ["--judge-model", judge_model or f"program:{__name__}.judge", *argv]
+    dispatch(command)
+    return json.loads((folder / "out" / "results.json").read_text())
+
+
+ANSWERS = {"p1": "longer", "p2": "b", "p3": "same", "p4": "equal"}
+BASELINE = {"p2": "longer", "p1": "a", "p4": "other", "p3": "same"}
+
+
+def test_known_verdicts_give_the_known_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """p1 wins, p2 loses, p3 is identical, p4 ties: (1 + 0 + .5 + .5) / 4 = .5."""
+    results = run(tmp_path, ANSWERS, BASELINE)
+    assert results["win_rate"] == 0.5
+    assert results["win_rate_ci"][0] <= 0.5 <= results["win_rate_ci"][1]
+    assert [results[name] for name in ("n_prompts", "wins", "losses", "ties", "identical")] == [
+        *(4, 1, 1, 2, 1)
+    ]
+    assert (results["unjudged"], results["position_consistency"]) == (0, 1.0)
+    assert results["judge"]["model"] == f"program:{__name__}.judge"
+    assert "win rate 0.500, 95% interval [" in capsys.readouterr().out
+
+
+def test_every_verdict_is_kept_with_the_judges_words(tmp_path: Path):
+    run(tmp_path, ANSWERS, BASELINE)
+    rows = {row["prompt"]: row for _, row in read_rows(tmp_path / "out" / "verdicts.jsonl")}
+    assert list(rows) == ["p1", "p2", "p3", "p4"]
+    assert [vote["text"] for vote in rows["p1"]["votes"]] == ["Verdict: A", "Verdict: B"]
+    assert (rows["p1"]["score"], rows["p3"]["votes"]) == (1.0, [])
+
+
+def test_several_answers_to_a_prompt_count_as_one_prompt(tmp_path: Path):
+    """p: a win and a loss, mean .5; q: a win. (.5 + 1) / 2."""
+    results = run(
+        tmp_path,
+        [("p", "longer"), ("q", "longer"), ("p", "a")],
+        [("q", "a"), ("p", "a"), ("p", "longer")],
+    )
+    assert (results["win_rate"], results["n_prompts"], results["n_comparisons"]) == (0.75, 2, 3)
+
+
+def test_messages_and_text_are_the_same_prompt(tmp_path: Path):
+    results = run(tmp_path, [([{"role": "user", "content": "p"}], "longer")], {"p": "a"})
+    assert results["win_rate"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answers", "baseline", "message"),
+    [
+        ({"p": "a", "q": "b"}, {"p": "a"}, "1 of 2 stand in `answers` alone, the first is `q`"),
+        ({"p": "a"}, {"p": "a", "r": "b"}, "1 of 2 stand in `baseline` alone, the first is `r`"),
+        ([("p", "a"), ("p", "b")], {"p": "a"}, "`p` has 2 answers and 1 baseline answers"),
+        ({"p": ""}, {"p": "a"}, "answers.jsonl:1: `response` is empty"),
+        ({}, {"p": "a"}, "the file holds no answers"),
+    ],
+)
+def test_answers_that_do_not_fit_are_refused_by_name(
+    tmp_path: Path, answers: Any, baseline: Any, message: str
+):
+    with pytest.raises(UserError) as caught:
+        run(tmp_path, answers, baseline)
+    assert message in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unreadable_verdicts_are_counted_and_too_many_are_refused(tmp_path: Path):
+    answers = {f"p{i}": "longer" for i in range(9)} | {"p9": "prose"}
+    baseline = {f"p{i}": "a" for i in range(10)}
+    with pytest.raises(UserError, match=r"only 9 of 10 prompts .*\(2 unparseable\).*allow-missing"):
+        run(tmp_path, answers, baseline)
+    assert len(list(read_rows(tmp_path / "out" / "verdicts.jsonl"))) == 10
+    results = run(tmp_path, answers, baseline, "--allow-missing", "--resume")
+    assert (results["win_rate"], results["n_prompts"], results["unjudged"]) == (1.0, 9, 1)
+    assert results["unreadable_verdicts"] == 2
+
+
+def test_a_judge_that_returns_prose_is_told_with_its_words(tmp_path: Path):
+    with pytest.raises(UserError, match="unparseable: `They are both fine answers"):
+        run(tmp_path, {"p": "prose"}, {"p": "a"})
+
+
+def test_results_that_exist_are_refused_until_a_flag_allows_it(tmp_path: Path):
+    run(tmp_path, ANSWERS, BASELINE)
+    with pytest.raises(UserError, match=r"verdicts\.jsonl exists; pass `--resume`"):
+        run(tmp_path, ANSWERS, BASELINE)
+    assert run(tmp_path, ANSWERS, BASELINE, "--overwrite")["win_rate"] == 0.5
+
+
+def test_a_judge_behind_a_server_is_asked_once_per_order(tmp_path: Path):
+    def script(index: int, body: Body) -> Answer:
+        if index == 3:
+            return Answer(status=400, error={"error": {"message": "context is too long"}})
+        return Answer(verdict(last_words(body)))
+
+    answers = {f"p{i}": "longer" for i in range(30)}
+    baseline = {f"p{i}": "a" for i in range(30)}
+    with serve(script) as server:
+        options = ("--judge-url", server.url, "--concurrency", "4")
+        first = run(tmp_path, answers, baseline, *options, judge_model="tiny")
+        assert (first["unjudged"], first["faults"]) == (1, {"failed": 1})
+        assert len(server.bodies) == 60
+        again = run(tmp_path, answers, baseline, *options, "--resume", judge_model="tiny")
+        assert (again["unjudged"], again["win_rate"]) == (0, 1.0)
+        assert len(server.bodies) == 61
+
+
+def test_a_judge_that_is_not_there_is_one_line(tmp_path: Path):
+    with pytest.raises(UserError, match="is the server running"):
+        run(tmp_path, ANSWERS, BASELINE, "--judge-url", "http://127.0.0.1:9/v1", judge_model="tiny")
+
+
+def test_a_program_that_is_not_there_is_one_line(tmp_path: Path):
+    with pytest.raises(UserError, match=r"no program `no_such_module\.judge`"):
+        run(tmp_path, ANSWERS, BASELINE, judge_model="program:no_such_module.judge")

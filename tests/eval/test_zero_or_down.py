@@ -1,0 +1,59 @@
+"""The advice follows from who wins: the chosen answers or fresh samples."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignment.__main__ import dispatch
+from alignment.cli import UserError
+from alignment.llm.prompts import sections
+from alignment.llm.protocol import Request
+
+
+def policy(request: Request) -> str:
+    return "seven c"
+
+
+def judge(request: Request) -> str:
+    """Prefers the longer answer."""
+    parts = sections(str(request.prompt[0]["content"]))  # type: ignore[index]
+    first, second = len(parts["answer_A"]), len(parts["answer_B"])
+    return "Verdict: A" if first > second else "Verdict: B" if second > first else "Verdict: tie"
+
+
+def diagnose(folder: Path, chosen: list[str], *argv: str) -> dict[str, Any]:
+    pairs = folder / "pairs.jsonl"
+    rows = [{"prompt": f"p{i}", "chosen": text, "rejected": ""} for i, text in enumerate(chosen)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["eval", "zero_or_down", "--pairs", str(pairs), "--output", str(folder / "out")]
+    command += ["--model", f"program:{__name__}.policy", "--judge-model"]
+    dispatch([*command, f"program:{__name__}.judge", *argv])
+    return json.loads((folder / "out" / "results.json").read_text())
+
+
+def test_better_chosen_answers_ask_for_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    results = diagnose(tmp_path, ["a longer answer"] * 20)
+    assert (results["win_rate"], results["advice"], results["certain"]) == (1.0, "zero", True)
+    assert "`variant: zero`; the choice is yours" in capsys.readouterr().out
+
+
+def test_worse_chosen_answers_ask_for_down(tmp_path: Path):
+    results = diagnose(tmp_path, ["a"] * 20)
+    assert (results["win_rate"], results["advice"], results["certain"]) == (0.0, "down", True)
+
+
+def test_an_interval_around_one_half_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    results = diagnose(tmp_path, ["a longer answer"] * 11 + ["a"] * 9)
+    assert (results["advice"], results["certain"]) == ("zero", False)
+    assert "the interval holds 0.5" in capsys.readouterr().out
+
+
+def test_a_drawn_part_of_the_pairs_is_looked_at(tmp_path: Path):
+    assert diagnose(tmp_path, ["a longer answer"] * 20, "--prompts", "5")["n_prompts"] == 5
+
+
+def test_a_file_without_pairs_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="no row has a `chosen` answer"):
+        diagnose(tmp_path, [""])
