@@ -1,0 +1,170 @@
+"""Answers in order, the same bits whether interrupted or not, nothing asked twice."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignment.cli import UserError, parse
+from alignment.commands import generate as command
+from alignment.commands.generate import Options, generate, main
+from alignment.core.rows import read_rows
+from alignment.llm.model import LocalModel
+from tests.llm.server import Answer, Body, last_words, serve
+
+
+def prompts(folder: Path, count: int = 11) -> Path:
+    path = folder / "prompts.jsonl"
+    rows = [{"id": i, "prompt": "what the user asked " * (i % 4 + 1)} for i in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def options(folder: Path, model: Path | str, *argv: str, name: str = "out.jsonl") -> Options:
+    source = folder / "prompts.jsonl"
+    words = ["--model", str(model), "--prompts", str(source), "--output", str(folder / name)]
+    words += ["--max-tokens", "6", "--chunk-size", "3", "--batch-size", "4", "--device", "cpu"]
+    return parse(Options, [*words, *argv], "alignment generate")
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [row for _, row in read_rows(path)]
+
+
+def test_answers_stand_in_the_order_of_the_prompts_with_all_that_made_them(
+    tmp_path: Path, model_dir: Path
+):
+    prompts(tmp_path)
+    report = generate(options(tmp_path, model_dir, "--temperature", "0.8", "--top-k", "50"))
+    made = rows(tmp_path / "out.jsonl")
+    assert report.kept == 11
+    assert [row["id"] for row in made] == list(range(11))
+    assert made[0]["meta"]["sampling"] == {
+        "temperature": 0.8,
+        "top_k": 50,
+        "max_tokens": 6,
+        "seed": 0,
+    }
+    assert made[0]["meta"]["fingerprint"]
+    assert made[0]["meta"]["verb"] == "chat"
+    assert {row["finish_reason"] for row in made} <= {"stop", "length"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("prompts.jsonl", "out.jsonl", "out.jsonl.settings.json")
+    }
+
+
+def test_equal_prompts_draw_different_answers(tmp_path: Path, model_dir: Path):
+    prompts(tmp_path)
+    generate(options(tmp_path, model_dir))
+    made = rows(tmp_path / "out.jsonl")
+    same = [row["response"] for row in made if row["prompt"] == made[0]["prompt"]]
+    assert len(set(same)) == len(same) == 3
+
+
+def test_several_samples_are_several_rows(tmp_path: Path, model_dir: Path):
+    prompts(tmp_path, 2)
+    generate(options(tmp_path, model_dir, "--samples", "3"))
+    made = rows(tmp_path / "out.jsonl")
+    assert [(row["id"], row["sample"]) for row in made] == [
+        *((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2))
+    ]
+    assert len({row["response"] for row in made}) == 6
+
+
+def test_an_interrupted_run_goes_on_and_gives_the_same_bits(
+    tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    prompts(tmp_path)
+    generate(options(tmp_path, model_dir, name="whole.jsonl"))
+    asked: list[int] = []
+    answer = LocalModel.answer
+
+    def interrupted(self: LocalModel, batch: Any) -> Any:
+        asked.append(len(batch))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return answer(self, batch)
+
+    monkeypatch.setattr(LocalModel, "answer", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        generate(options(tmp_path, model_dir))
+    assert not (tmp_path / "out.jsonl").exists()
+    generate(options(tmp_path, model_dir))
+    assert asked == [3, 3, 3, 3, 2]  # the third chunk was lost and is answered again
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_another_seed_gives_other_answers(tmp_path: Path, model_dir: Path):
+    prompts(tmp_path)
+    generate(options(tmp_path, model_dir))
+    generate(options(tmp_path, model_dir, "--seed", "1", name="other.jsonl"))
+    first, second = (rows(tmp_path / name) for name in ("out.jsonl", "other.jsonl"))
+    assert all(a["response"] != b["response"] for a, b in zip(first, second, strict=True))
+
+
+def test_going_on_with_other_settings_is_refused(
+    tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    prompts(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "_answer_chunk", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            generate(options(tmp_path, model_dir))
+    with pytest.raises(UserError, match="another temperature; repeat that run's options"):
+        generate(options(tmp_path, model_dir, "--temperature", "0.5"))
+    generate(options(tmp_path, model_dir, "--temperature", "0.5", "--overwrite"))
+
+
+def test_an_output_that_exists_is_refused_and_a_finished_one_is_left_alone(
+    tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    prompts(tmp_path)
+    generate(options(tmp_path, model_dir))
+    with pytest.raises(UserError, match=r"out\.jsonl exists"):
+        generate(options(tmp_path, model_dir))
+    monkeypatch.setattr(LocalModel, "answer", lambda *_: 1 / 0)
+    assert generate(options(tmp_path, model_dir, "--resume")).kept == 11
+
+
+def test_text_is_completed_as_it_stands_where_that_is_asked_for(tmp_path: Path, model_dir: Path):
+    prompts(tmp_path, 1)
+    generate(options(tmp_path, model_dir, "--format", "complete", "--temperature", "0"))
+    (row,) = rows(tmp_path / "out.jsonl")
+    assert row["meta"]["verb"] == "complete"
+
+
+def test_rows_without_a_prompt_are_rejected_by_name(tmp_path: Path, model_dir: Path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n{"promt": "b"}\n{"prompt": "c"}\n')
+    report = generate(options(tmp_path, model_dir))
+    assert (report.kept, dict(report.dropped)) == (2, {"no_prompt": 1})
+    (rejected,) = rows(tmp_path / "out.jsonl.rejects.jsonl")
+    assert (rejected["source"], rejected["reason"]) == ("prompts.jsonl:2", "no_prompt")
+    assert generate(options(tmp_path, model_dir, "--resume")).dropped == {"no_prompt": 1}
+
+
+def test_a_server_answers_each_prompt_and_sample_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    prompts(tmp_path)
+
+    def script(index: int, body: Body) -> Answer:
+        cut = "length" if len(last_words(body)) > 50 else "stop"
+        return Answer(f"answer {body['seed']}", finish_reason=cut)
+
+    with serve(script) as server:
+        words = ["--model", "tiny", "--prompts", str(tmp_path / "prompts.jsonl")]
+        words += ["--output", str(tmp_path / "out.jsonl"), "--base-url", server.url]
+        main([*words, "--samples", "2"])
+        main([*words, "--samples", "2", "--resume"])
+        assert len(server.bodies) == 22
+    made = rows(tmp_path / "out.jsonl")
+    assert len({row["response"] for row in made}) == 22
+    assert {row["finish_reason"] for row in made} == {"stop", "length"}
+    assert "0 calls made, 22 from the ledger" in capsys.readouterr().out
+
+
+def test_a_chunk_of_nothing_is_refused(tmp_path: Path):
+    prompts(tmp_path, 1)
+    with pytest.raises(UserError, match="`samples`, `chunk_size` and `max_tokens` must be at"):
+        options(tmp_path, "m", "--chunk-size", "0")
