@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -165,6 +165,19 @@ def save_tiny(folder: str | Path, family: str = "llama", **options: Any) -> Path
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3) or sys.argv[2:] not in ([], *([f] for f in FAMILIES)):
-        sys.exit(f"usage: python -m tests.tiny FOLDER [{'|'.join(FAMILIES)}]")
-    save_tiny(*sys.argv[1:])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.tiny", description="Save a tiny random model with its tokenizer."
+    )
+    parser.add_argument("folder")
+    parser.add_argument("family", nargs="?", default="llama", choices=FAMILIES)
+    parser.add_argument("--seed", type=int, default=0, help="of the weights")
+    parser.add_argument("--hidden", type=int, default=32, help="width, a multiple of 4")
+    parser.add_argument("--vocab", type=int, default=VOCAB_SIZE, help="rows of the embedding")
+    chosen = parser.parse_args()
+    save_tiny(
+        chosen.folder,
+        chosen.family,
+        seed=chosen.seed,
+        vocab_size=chosen.vocab,
+        **{"n_embd" if chosen.family == "gpt2" else "hidden_size": chosen.hidden},
+    )
