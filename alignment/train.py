@@ -30,7 +30,7 @@ from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 
 from alignment.cli import UserError, load_yaml, run, unknown
 from alignment.data import GroupDataset, Preparation, Source, fingerprint_sources, read_sources
-from alignment.objectives.base import load_objective
+from alignment.objectives import load_objective
 from alignment.trainers.base import GroupTrainer, preparation
 from alignment.trainers.config import GroupConfig
 from alignment.trainers.loading import load_tokenizer

@@ -30,7 +30,8 @@ from alignment.core.packing import Layout, PackedBatch, TokenGroup, pack
 from alignment.core.rendering import Renderer, TruncationMode
 from alignment.core.scoring import REFERENCE_ADAPTER, Scorer, add_scored_forward
 from alignment.data import GroupDataset, PairRule, Preparation
-from alignment.objectives.base import Mean, Objective, ObjectiveOutput, Progress, load_objective
+from alignment.objectives import load_objective
+from alignment.objectives.base import Mean, Objective, ObjectiveOutput, Progress
 from alignment.trainers.batches import plan_evaluation, plan_loader, plan_run
 from alignment.trainers.callbacks import MetricsFile, ObjectiveState, StepHooks, TokenProgress
 from alignment.trainers.config import GroupConfig
@@ -158,6 +159,13 @@ class GroupTrainer(_BaseTrainer):
         self.name_reference = functools.partial(policy.reference_name, ref_model)
         self.model.add_model_tags(self._tag_names)
         self._add_own_callbacks()
+
+    def _send_telemetry(self) -> None:
+        """Reports nothing: TRL's base class would tell its makers about the run."""
+
+    def get_total_train_batch_size(self, args: Any) -> int:
+        """Groups per optimiser step over all processes."""
+        return self.plan.batch_size
 
     def _add_own_callbacks(self) -> None:
         self.add_callback(StepHooks(self))

@@ -43,6 +43,7 @@ class GroupConfig(_BaseConfig):
         chat_template_path: A .jinja file that replaces the tokenizer's chat template.
         activation_checkpointing: Recomputes activations in the backward pass; on, as in TRL.
         gradient_checkpointing: The old name of `activation_checkpointing`.
+        logging_nan_inf_filter: Hides losses that are no number; off, so that they show.
         learning_rate: Peak learning rate; 1e-6 as in TRL's preference trainers.
     """
 
@@ -109,6 +110,9 @@ class GroupConfig(_BaseConfig):
     )
     gradient_checkpointing: bool | None = field(
         default=None, metadata={"help": "The old name of activation_checkpointing."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Hide losses that are no number from the log."}
     )
     learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate."})
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from alignment.objectives.base import Objective, load_objective, mean_tokens, sum_tokens
+from alignment.objectives import load_objective
+from alignment.objectives.base import Objective, mean_tokens, sum_tokens
 from alignment.objectives.simpo import SimPO
 from tests.conformance.case import Adapter, Case
 from tests.conformance.pairs import pair_terms, pair_values

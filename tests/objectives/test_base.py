@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from alignment.objectives import load_objective
 from alignment.objectives.base import (
     GroupTerms,
     LossTerm,
@@ -15,7 +16,6 @@ from alignment.objectives.base import (
     best_and_worst,
     group_log_softmax,
     implicit_rewards,
-    load_objective,
     mean_tokens,
     pairs,
     reward_weights,

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from alignment.objectives import available_objectives, load_objective
 from alignment.objectives.base import (
     GroupTerms,
     Objective,
-    available_objectives,
-    load_objective,
 )
 from tests.objectives.batches import Reply, batch
 
