@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -49,8 +50,11 @@ CREATE TABLE claims (
 ) WITHOUT ROWID;
 """
 
-_REPLY = tuple(field.name for field in fields(Reply))
-_GET = f"SELECT {', '.join(_REPLY)} FROM calls WHERE key = ? AND finished"
+_GET = (
+    "SELECT text, finish_reason, prompt_tokens, completion_tokens, logps, top_logprobs"
+    " FROM calls WHERE key = ? AND finished"
+)
+_NO_REPLY = {field.name: None for field in fields(Reply)}
 
 
 @dataclass(frozen=True)
@@ -99,12 +103,15 @@ class Ledger:
         row = self._db.execute(_GET, (key,)).fetchone()
         if row is None:
             return None
-        values = dict(zip(_REPLY, row, strict=True))
-        if values["logps"] is not None:
-            values["logps"] = tuple(map(tuple, json.loads(values["logps"])))
-        if values["top_logprobs"] is not None:
-            values["top_logprobs"] = tuple(json.loads(values["top_logprobs"]))
-        return Reply(**values)
+        text, finish_reason, prompt_tokens, completion_tokens, logps, top_logprobs = row
+        return Reply(
+            text,
+            finish_reason,
+            prompt_tokens,
+            completion_tokens,
+            None if logps is None else tuple(map(tuple, json.loads(logps))),
+            None if top_logprobs is None else tuple(json.loads(top_logprobs)),
+        )
 
     def put(self, key: bytes, source: Mapping[str, str], call: Call) -> None:
         """Records how a call ended and gives up the claim on it.
@@ -119,8 +126,7 @@ class Ledger:
         row: dict[str, Any] = {
             "key": key,
             **source,
-            **dict.fromkeys(_REPLY),
-            **(vars(reply) if reply else {}),
+            **(vars(reply) if reply else _NO_REPLY),
             "logps": _json(reply and reply.logps),
             "top_logprobs": _json(reply and reply.top_logprobs),
             "outcome": result.outcome,
@@ -131,15 +137,9 @@ class Ledger:
             "attempts": call.attempts,
             "at": time.time(),
         }
-        columns, slots = ", ".join(row), ", ".join("?" * len(row))
-        fresh = ", ".join(f"{name} = excluded.{name}" for name in row)
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
-            self._db.execute(
-                f"INSERT INTO calls ({columns}) VALUES ({slots})"
-                f" ON CONFLICT(key) DO UPDATE SET {fresh} WHERE NOT finished",
-                tuple(row.values()),
-            )
+            self._db.execute(_put_statement(tuple(row)), row)
             self._db.execute("DELETE FROM claims WHERE key = ?", (key,))
 
     def claim(self, key: bytes) -> bool:
@@ -202,6 +202,15 @@ class Ledger:
         (verdict,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise sqlite3.DatabaseError(f"it is damaged ({verdict})")
+
+
+@cache
+def _put_statement(columns: tuple[str, ...]) -> str:
+    slots, fresh = (f":{name}" for name in columns), (f"{c} = excluded.{c}" for c in columns)
+    return (
+        f"INSERT INTO calls ({', '.join(columns)}) VALUES ({', '.join(slots)})"
+        f" ON CONFLICT(key) DO UPDATE SET {', '.join(fresh)} WHERE NOT finished"
+    )
 
 
 def _json(value: Any) -> str | None:

@@ -15,6 +15,7 @@ Prompt: TypeAlias = "str | Sequence[Message]"
 Verb = Literal["chat", "complete", "score"]
 Outcome = Literal["answered", "refused", "truncated", "unparseable", "rate_limited", "failed"]
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=dict)
 _OUTCOMES: Mapping[str, Outcome] = {
     "length": "truncated",
     "max_tokens": "truncated",
@@ -101,7 +102,7 @@ class Request:
     def canonical(self) -> bytes:
         """Everything about this call that changes its answer, as bytes."""
         parts = (self.verb, self.prompt, self.continuations, self.sampling.settings(), self.sample)
-        return json.dumps(parts, sort_keys=True, separators=(",", ":"), default=dict).encode()
+        return _ENCODER.encode(parts).encode()
 
     def draw(self) -> int:
         """The seed of this very call: 31 bits of a hash of all that sets it apart."""

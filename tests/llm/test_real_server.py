@@ -1,0 +1,164 @@
+"""A real server as policy and judge: stopped half way and run again, it is asked nothing twice."""
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from alignment.core.rows import read_rows
+from tests.tiny import EOS_ID, VOCAB_SIZE, tiny_config, tiny_tokenizer
+
+pytestmark = pytest.mark.slow
+
+PROMPTS = 30
+
+
+def save_parrot(folder: Path) -> Path:
+    """A model that answers `A` to everything, which is also a verdict.
+
+    Its layers add nothing to the embedding of the last token, and its head is a table of what
+    follows that token: `A` after the end of the chat template, the end of the turn after `A`.
+    """
+    tokenizer = tiny_tokenizer()
+    shape = {"hidden_size": VOCAB_SIZE, "tie_word_embeddings": False}
+    model = LlamaForCausalLM(tiny_config(**shape)).eval()
+    (letter,) = tokenizer.encode("A")
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "?"}], add_generation_prompt=True, return_dict=False
+    )
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.model.embed_tokens.weight.copy_(torch.eye(VOCAB_SIZE))
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[letter, prompt[-1]] = 9.0
+        model.lm_head.weight[EOS_ID, letter] = 9.0
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+class Served(NamedTuple):
+    """A running server."""
+
+    url: str
+    model: str
+    log: Path
+
+    def calls(self) -> int:
+        """Chats that the server has answered."""
+        return self.log.read_text().count('"POST /v1/chat/completions HTTP/1.1" 200')
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
+    folder = save_parrot(tmp_path_factory.mktemp("parrot"))
+    log = folder / "serve.log"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).with_name("transformers"), "serve", folder]
+    command += ["--device", "cpu", "--port", str(port)]
+    with log.open("w") as output:
+        server = subprocess.Popen(command, stdout=output, stderr=output)
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                break
+            except (urllib.error.URLError, ConnectionError):
+                assert server.poll() is None, log.read_text()[-2000:]
+                time.sleep(0.25)
+        yield Served(f"http://127.0.0.1:{port}/v1", str(folder), log)
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def alignment(*argv: object) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", "alignment", *map(str, argv)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=os.environ.copy())
+
+
+def finished_calls(ledger: Path) -> int:
+    try:
+        db = sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)
+        return int(db.execute("SELECT count(*) FROM calls").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0  # not there yet
+
+
+def stop_half_way_and_rerun(served: Served, ledger: Path, calls: int, *argv: object) -> str:
+    """Interrupts a command after a third of its calls, runs it again, and counts its calls."""
+    before = served.calls()
+    job = alignment(*argv)
+    while job.poll() is None and finished_calls(ledger) < calls // 3:
+        time.sleep(0.01)
+    job.send_signal(signal.SIGINT)
+    _, errors = job.communicate(timeout=60)
+    assert (job.returncode, errors.splitlines()[-1]) == (130, "error: interrupted")
+    assert calls // 3 <= finished_calls(ledger) < calls
+    job = alignment(*argv)
+    output, errors = job.communicate(timeout=120)
+    assert job.returncode == 0, errors
+    assert served.calls() - before == calls
+    return output
+
+
+def test_policy_and_judge_stopped_half_way_repeat_no_call(served: Served, tmp_path: Path):
+    """The policy says `A` to everything; the judge says `A` too, whichever answer comes first."""
+    prompts, answers, baseline = (tmp_path / name for name in ("p.jsonl", "a.jsonl", "b.jsonl"))
+    rows = [{"prompt": f"question {index}"} for index in range(PROMPTS)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    baseline.write_text("".join(json.dumps({**row, "response": "B"}) + "\n" for row in rows))
+    model = ("--model", served.model, "--base-url", served.url, "--concurrency", 2)
+    stop_half_way_and_rerun(
+        *(served, Path(f"{answers}.ledger"), PROMPTS),
+        *("generate", "--prompts", prompts, "--output", answers, *model),
+    )
+    made = [row for _, row in read_rows(answers)]
+    assert [row["prompt"] for row in made] == [row["prompt"] for row in rows]
+    assert {row["response"] for row in made} == {"A"}
+    assert made[0]["meta"]["fingerprint"]
+
+    verdicts = tmp_path / "out" / "verdicts.jsonl"
+    judge = ("--judge-model", served.model, "--judge-url", served.url, "--concurrency", 2)
+    output = stop_half_way_and_rerun(
+        *(served, Path(f"{verdicts}.ledger"), 2 * PROMPTS),
+        *("eval", "winrate", "--answers", answers, "--baseline", baseline),
+        *("--output", verdicts.parent, *judge),
+    )
+    results = json.loads((verdicts.parent / "results.json").read_text())
+    assert (results["win_rate"], results["n_prompts"], results["unjudged"]) == (0.5, PROMPTS, 0)
+    assert results["position_consistency"] == 0.0
+    assert output.startswith("win rate 0.500, 95% interval [0.500, 0.500]")
+
+
+def test_a_model_that_the_server_lacks_is_told_in_one_line(served: Served, tmp_path: Path):
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text('{"prompt": "p"}\n')
+    job = alignment(
+        *("generate", "--prompts", prompts, "--output", tmp_path / "a.jsonl"),
+        *("--model", "other", "--base-url", served.url),
+    )
+    _, errors = job.communicate(timeout=60)
+    assert job.returncode == 2
+    assert errors.startswith(f"error: {served.url} has no model `other`")
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "a.jsonl").exists()
