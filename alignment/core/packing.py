@@ -224,7 +224,8 @@ def best_row_length(lengths: Sequence[int], attention_cost: float = 1 / 4096) ->
     """
     longest, total = max(lengths), sum(lengths)
     best, best_cost = longest, float("inf")
-    for count in range(1, len(lengths) + 1):
+    # More rows than this would be no shorter than the longest sequence.
+    for count in range(1, -(-total // longest) + 1):
         capacity = max(longest, -(-total // count))
         rows = fill_rows(lengths, capacity)
         length = max(sum(lengths[i] for i in row) for row in rows)
