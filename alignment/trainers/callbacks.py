@@ -41,6 +41,11 @@ class ObjectiveState(TrainerCallback, ExportableState):
         """The state as an objective reads it."""
         return {name: torch.tensor(value) for name, value in self.values.items()}
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Takes up what the checkpoint holds; the base trainer leaves callbacks as they are."""
+        if state.global_step:
+            self.values = state.stateful_callbacks[type(self).__name__]["attributes"]["values"]
+
     def state(self) -> dict[str, Any]:
         """What goes into the checkpoint."""
         return {"args": {}, "attributes": {"values": self.values}}
