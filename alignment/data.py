@@ -13,7 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -287,7 +287,7 @@ class Preparation:
             table = datasets.Dataset.from_generator(
                 self._records,
                 features=_features(),
-                gen_kwargs={"rows": islice(rows, max_rows)},
+                gen_kwargs={"rows": islice(chain([first], rows), max_rows)},
                 fingerprint=fingerprint or generate_random_fingerprint(),
             )
         except datasets.exceptions.DatasetGenerationError as error:
