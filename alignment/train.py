@@ -31,9 +31,11 @@ from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 from alignment.cli import UserError, load_yaml, run, unknown
 from alignment.data import GroupDataset, Preparation, Source, fingerprint_sources, read_sources
 from alignment.objectives import load_objective
+from alignment.objectives.base import Objective
 from alignment.trainers.base import GroupTrainer, preparation
 from alignment.trainers.config import GroupConfig
 from alignment.trainers.loading import load_tokenizer
+from alignment.trainers.teacher import check_teacher
 
 logger = logging.getLogger("alignment")
 
@@ -113,13 +115,14 @@ def prepare_data(recipe: Recipe) -> tuple[GroupDataset, GroupDataset | None]:
     Returns:
         The training set, and the evaluation set where the recipe has one.
     """
-    objective = load_objective(
-        recipe.training.objective, _mapping(recipe.training.objective_kwargs)
-    )
+    objective = _objective(recipe)
     model = recipe.model.model_name_or_path
     if model is None:
         raise UserError("the recipe names no model: set `model_name_or_path`")
-    prepare = preparation(objective, load_tokenizer(model, recipe.training), recipe.training)
+    tokenizer = load_tokenizer(model, recipe.training)
+    teacher = recipe.data.teacher_model_name_or_path
+    check_teacher(objective, model, teacher, tokenizer, recipe.training)
+    prepare = preparation(objective, tokenizer, recipe.training)
     state = PartialState()
     # One process prepares, the others read what it has stored.
     with state.main_process_first():
@@ -185,6 +188,14 @@ def main(argv: list[str] | None = None) -> None:
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=recipe.data.dataset_name)
     trainer.accelerator.end_training()
+
+
+def _objective(recipe: Recipe) -> Objective:
+    args = recipe.training
+    try:
+        return load_objective(args.objective, _mapping(args.objective_kwargs))
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _train_sources(recipe: Recipe) -> list[Source]:

@@ -35,14 +35,10 @@ from alignment.objectives.base import Mean, Objective, ObjectiveOutput, Progress
 from alignment.trainers.batches import plan_evaluation, plan_loader, plan_run
 from alignment.trainers.callbacks import MetricsFile, ObjectiveState, StepHooks, TokenProgress
 from alignment.trainers.config import GroupConfig
-from alignment.trainers.loading import (
-    load_policy,
-    load_teacher,
-    load_tokenizer,
-    prepare_frozen,
-)
+from alignment.trainers.loading import load_policy, load_tokenizer, prepare_frozen
 from alignment.trainers.metrics import MeanLedger, response_metrics
 from alignment.trainers.start import check_layout, run_preflight, store_reference
+from alignment.trainers.teacher import check_teacher, load_teacher
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -102,12 +98,12 @@ class GroupTrainer(_BaseTrainer):
         kwargs = cast("dict[str, Any]", args.objective_kwargs or {})
         self.objective = objective or load_objective(args.objective, kwargs)
         tokenizer = processing_class or load_tokenizer(model, args)
+        check_teacher(self.objective, model, teacher_model, tokenizer, args)
         prepare = preparation(self.objective, tokenizer, args)
         train_groups = _prepared(prepare, train_dataset, "train")
         eval_groups = _prepared_splits(prepare, eval_dataset)
 
         needs_reference = "reference" in self.objective.needs
-        _check_teacher(self.objective, model, teacher_model)
         policy = load_policy(
             model,
             args,
@@ -116,9 +112,7 @@ class GroupTrainer(_BaseTrainer):
             peft_config=peft_config,
             keep_start=needs_reference and ref_model is None and not args.precompute_ref_log_probs,
         )
-        teacher = None
-        if teacher_model is not None and "teacher" in self.objective.needs:
-            teacher = load_teacher(teacher_model, args, tokenizer)
+        teacher = load_teacher(self.objective, teacher_model, args)
         configs = [policy.base.config] if teacher is None else [policy.base.config, teacher.config]
         self.layout, self.layout_reason = _choose_layout(args.layout, configs)
         self.plan = plan_run(train_groups, args, self.layout)
@@ -382,19 +376,6 @@ def _prepared_splits(prepare: Preparation, rows: Any) -> Any:
     if isinstance(rows, Mapping):
         return {name: _prepared(prepare, split, name) for name, split in rows.items()}
     return None if rows is None else _prepared(prepare, rows, "eval")
-
-
-def _check_teacher(objective: Objective, model: Any, teacher: Any) -> None:
-    """Checks, before anything is loaded, that there is a teacher where one is needed."""
-    name = type(objective).__name__
-    if "teacher" not in objective.needs:
-        if teacher is not None:
-            logger.warning("%s reads no teacher; `teacher_model_name_or_path` is ignored", name)
-        return
-    if teacher is None:
-        raise UserError(f"{name} needs a teacher: set `teacher_model_name_or_path`")
-    if teacher is model or teacher == model:
-        raise UserError(f"the teacher is the student itself (`{model}`): name another model")
 
 
 def _choose_layout(wanted: str, configs: Sequence[Any]) -> tuple[Layout, str]:

@@ -198,49 +198,6 @@ def load_policy(  # noqa: PLR0913 - as many as TRL's trainers take for the same
     return Policy(model=policy, base=base, source=source, start=start)
 
 
-def load_teacher(
-    teacher: str | PreTrainedModel, args: GroupConfig, tokenizer: PreTrainedTokenizerBase
-) -> PreTrainedModel:
-    """The frozen teacher, able to score packed batches.
-
-    Args:
-        teacher: A model, or its path or Hub id; its tokenizer must be the student's.
-        args: Settings.
-        tokenizer: The student's.
-
-    Raises:
-        UserError: There is no such model, or it has another tokenizer; the first differences are
-            named.
-    """
-    if isinstance(teacher, str):
-        check_same_tokenizer(tokenizer, load_tokenizer(teacher, args), teacher)
-        teacher = load_model(teacher, args)
-    teacher.requires_grad_(False)
-    disable_dropout_in_model(teacher)
-    add_scored_forward(teacher)
-    return teacher
-
-
-def check_same_tokenizer(
-    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, name: str
-) -> None:
-    """Compares two vocabularies id by id; rows that only pad one of them do not count.
-
-    Raises:
-        UserError: They differ.
-    """
-    own = {index: token for token, index in student.get_vocab().items()}
-    other = {index: token for token, index in teacher.get_vocab().items()}
-    common = range(min(max(own), max(other)) + 1)
-    differing = [i for i in common if own.get(i) != other.get(i)]
-    if differing:
-        shown = ", ".join(f"{i}: {own.get(i)!r} / {other.get(i)!r}" for i in differing[:10])
-        raise UserError(
-            f"teacher `{name}` has another tokenizer than the student; {len(differing)} ids "
-            f"differ, the first as student / teacher: {shown}"
-        )
-
-
 def prepare_frozen(model: PreTrainedModel | None, accelerator: Accelerator) -> nn.Module | None:
     """Places a frozen model where and how the engine keeps the policy."""
     if model is None:
