@@ -280,6 +280,10 @@ class Preparation:
         import datasets
         from datasets.fingerprint import Hasher, generate_random_fingerprint
 
+        rows = iter(rows)
+        first = next(rows, None)
+        if first is None:
+            raise UserError("no row can be used: the data has no row")
         if fingerprint is not None:
             parts = (fingerprint, max_rows, self._settings())
             fingerprint = Hasher.hash(parts)
@@ -337,7 +341,12 @@ class Preparation:
             notices += ties
         check_needs(group, self.objective)
         group = as_chat(group) if self.chat else group
-        wanted = tuple(r for r in group.responses if r.role in self.objective.roles)
+        judged = "twin" in self.objective.needs
+        wanted = tuple(
+            response
+            for response in group.responses
+            if response.role in self.objective.roles and (judged or response.twin is None)
+        )
         if not wanted:
             raise RowError("no_response", "the row has no response that the objective reads")
         rendered = self.renderer(replace(group, responses=wanted), origin)
@@ -381,7 +390,11 @@ def check_needs(group: Group, objective: Objective) -> None:
             "lacks_pairs", f"{name} needs `chosen` and `rejected`; this row has {there}: {remedy}"
         )
     if "role" in objective.needs and 0 in roles:
-        raise RowError("lacks_roles", f"{name} needs a `label`; this row has {there}")
+        remedy = "set `pair_rule: best_worst`" if scored and len(roles) > 1 else "add a label"
+        raise RowError(
+            "lacks_roles",
+            f"{name} needs `chosen` and `rejected`, or a `label`; this row has {there}: {remedy}",
+        )
 
 
 def _rejected(origin: str, row: Mapping[str, Any] | Group, error: RowError) -> dict[str, Any]:
