@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,12 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, ProgressCallback
 
+from alignment.trainers.verdicts import new_verdicts
+
 if TYPE_CHECKING:
     from alignment.trainers.base import GroupTrainer
+
+logger = logging.getLogger(__name__)
 
 
 class StepHooks(TrainerCallback):
@@ -52,7 +57,10 @@ class ObjectiveState(TrainerCallback, ExportableState):
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every log to `metrics.jsonl`, whatever else is reported to."""
+    """Appends every log to `metrics.jsonl`, whatever else is reported to, and says what is wrong.
+
+    A verdict is printed once per occurrence, and stands under `verdicts` in the line of its log.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -70,10 +78,17 @@ class MetricsFile(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Writes one line."""
-        if state.is_world_process_zero and logs:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+        if not (state.is_world_process_zero and logs):
+            return
+        row = {"step": state.global_step, **logs}
+        found = [str(verdict) for verdict in new_verdicts(state.log_history)]
+        if "loss" in logs and found:
+            row["verdicts"] = found
+            for verdict in found:
+                logger.warning("step %d: %s", state.global_step, verdict)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 class TokenProgress(ProgressCallback):

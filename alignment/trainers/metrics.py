@@ -52,13 +52,15 @@ def response_metrics(terms: GroupTerms) -> dict[str, Mean]:
     """What tells where chosen and rejected responses move, for every objective.
 
     Returns:
-        For each side that the labels name: `logps_per_token/chosen`, nats per token, and with a
-        reference `logratios/chosen`, summed over the response, and `logratios_per_token/chosen`;
-        the same for `rejected`. Where no roles are given, chosen and rejected are the responses of
-        highest and lowest reward.
+        For each side that the labels name: `logps_per_token/chosen`, nats per token,
+        `logps_last_token/chosen`, that of the token that ends a response, and with a reference
+        `logratios/chosen`, summed over the response, and `logratios_per_token/chosen`; the same for
+        `rejected`. Where no roles are given, chosen and rejected are the responses of highest and
+        lowest reward. Judged views count for neither side.
     """
     metrics: dict[str, Mean] = {}
     logps, counts = sum_tokens(terms.logps.detach(), terms), count_tokens(terms)
+    last = terms.logps.detach()[counts.long().cumsum(0) - 1]  # (R,)
     ratios = None
     if terms.ref_logps is not None:
         ratios = logps - sum_tokens(terms.ref_logps, terms)
@@ -67,6 +69,7 @@ def response_metrics(terms: GroupTerms) -> dict[str, Mean]:
         if tokens == 0:
             continue
         metrics[f"logps_per_token/{side}"] = Mean(logps[chosen].sum(), tokens)
+        metrics[f"logps_last_token/{side}"] = Mean.of(last[chosen])
         if ratios is not None:
             metrics[f"logratios/{side}"] = Mean.of(ratios[chosen])
             metrics[f"logratios_per_token/{side}"] = Mean(ratios[chosen].sum(), tokens)
@@ -76,7 +79,8 @@ def response_metrics(terms: GroupTerms) -> dict[str, Mean]:
 def _sides(terms: GroupTerms) -> dict[str, Tensor]:
     """(R,) masks of the chosen and the rejected responses."""
     if bool(terms.role.any()) or terms.reward is None:
-        return {"chosen": terms.role == 1, "rejected": terms.role == -1}
+        plain = terms.role.bool() if terms.twin is None else terms.twin < 0
+        return {"chosen": plain & (terms.role == 1), "rejected": plain & (terms.role == -1)}
     best = _extreme(terms.reward, terms, "amax")
     worst = _extreme(terms.reward, terms, "amin")
     unequal = (best != worst)[terms.group_of_response]
