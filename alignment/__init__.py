@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from alignment.core.groups import Group, Response
+    from alignment.llm.engine import LLM
     from alignment.objectives.base import GroupTerms, LossTerm, Objective
     from alignment.trainers.base import GroupTrainer
     from alignment.trainers.config import GroupConfig
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "LLM": "alignment.llm.engine",
     "Group": "alignment.core.groups",
     "Response": "alignment.core.groups",
     "GroupTerms": "alignment.objectives.base",
@@ -24,6 +26,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "LLM",
     "Group",
     "GroupConfig",
     "GroupTerms",

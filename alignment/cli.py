@@ -214,7 +214,7 @@ def _help(
     fields: Mapping[str, dataclasses.Field[Any]], kinds: Mapping[str, Any], program: str, about: str
 ) -> str:
     lines = [f"usage: {program} [--config FILE.yaml] [--key value ...]", "", about.strip(), ""]
-    for name, field in fields.items():
+    for name, field in sorted(fields.items(), key=lambda item: not _required(item[1])):
         kind = kinds[name]
         shown = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
         notes = ["required" if _required(field) else "", field.metadata.get("help", "")]

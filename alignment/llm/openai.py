@@ -64,7 +64,7 @@ class OpenAIBackend:
             api_key=self._key,
             base_url=base_url,
             max_retries=0,  # the engine retries
-            timeout=timeout,
+            timeout=openai.Timeout(timeout, connect=min(timeout, 10.0)),
             http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
         )
 
@@ -77,16 +77,13 @@ class OpenAIBackend:
             answer = await self._client.post(path, cast_to=object, body=body)
         except openai.APIStatusError as error:
             raise await self._status_error(error, path) from None
-        except openai.APITimeoutError:
-            raise CallError("failed", f"{self.url} did not answer in time", retry=True) from None
+        except openai.APITimeoutError as error:
+            told, unreachable = f"{self.url} did not answer in time", _unreachable(error)
+            raise CallError("failed", told, retry=True, unreachable=unreachable) from None
         except openai.APIConnectionError as error:
-            cause = error.__cause__ or error
-            raise CallError(
-                "failed",
-                f"cannot reach {self.url} ({cause}); is the server running?",
-                retry=True,
-                unreachable="Connect" in type(cause).__name__,
-            ) from None
+            told = f"cannot reach {self.url} ({error.__cause__}); is the server running?"
+            unreachable = _unreachable(error)
+            raise CallError("failed", told, retry=True, unreachable=unreachable) from None
         except ValueError as error:
             told = f"{self.url} answered with broken JSON: {error}"
             raise CallError("unparseable", told, retry=True) from None
@@ -206,6 +203,12 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected text, got {type(value).__name__}")
     return value
+
+
+def _unreachable(error: openai.APIConnectionError) -> bool:
+    """Whether no connection came about, unlike one that was dropped."""
+    # By name: which HTTP library stands below is the client's affair and changes with its version.
+    return type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
 
 
 def _retry_after(response: Any) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from alignment.llm.engine import LLM, Limits
 from alignment.llm.ledger import Ledger
@@ -21,7 +22,7 @@ class ProgramBackend:
             loop and must not wait.
         name: The model name that records show.
         fingerprint: Changes whenever the program would answer otherwise. By default a checksum of
-            the function's source, which sees neither the data it closes over nor what it calls.
+            the file it is defined in, which sees neither the data it closes over nor other files.
         verbs: What it answers.
     """
 
@@ -37,7 +38,8 @@ class ProgramBackend:
         self.program = program
         self.model = name
         if fingerprint is None:
-            fingerprint = hashlib.sha256(inspect.getsource(program).encode()).hexdigest()[:16]
+            source = Path(inspect.getfile(inspect.unwrap(program))).read_bytes()
+            fingerprint = hashlib.sha256(source).hexdigest()[:16]
         self.fingerprint = fingerprint
         self.verbs: frozenset[Verb] = frozenset(verbs)
 

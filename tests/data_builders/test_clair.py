@@ -6,16 +6,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from alignment.__main__ import dispatch
-from alignment.cli import UserError
+from alignment.cli import UserError, parse
 from alignment.core.groups import group_from_row
 from alignment.core.rows import read_rows
 from alignment.llm.prompts import sections
 from alignment.llm.protocol import Request
 from alignment.llm.rows import Reject
-from data_builders.clair import parse_revision
+from data_builders.clair import Options, parse_revision
 from data_builders.statistics import jaccard
 from tests.llm.server import Answer, Body, last_words, serve
 
@@ -248,6 +249,21 @@ def test_a_prompt_file_of_ones_own_is_used(tmp_path: Path):
     path.write_text("{{ respons }}")
     with pytest.raises(UserError, match="did you mean `response`"):
         run(tmp_path, [], "--prompt", str(path), "--overwrite")
+
+
+def test_the_recipe_is_one_of_this_builder():
+    path = Path(__file__).parents[2] / "recipes" / "clair" / "build.yaml"
+    options = parse(Options, ["--config", str(path)], "alignment build clair")
+    assert (options.direction, options.temperature, options.max_tokens) == ("improve", 0.7, 4096)
+
+
+def test_datasets_reads_the_pairs(tmp_path: Path):
+    run(tmp_path, ROWS)
+    loaded = datasets.load_dataset(
+        "json", data_files=str(tmp_path / "pairs.jsonl"), cache_dir=str(tmp_path / "cache")
+    )["train"]
+    assert loaded.column_names == ["prompt", "chosen", "rejected", "meta"]
+    assert loaded["chosen"][:] == ["kept!", "kept too!"]
 
 
 def test_killed_half_way_and_run_again_the_server_sees_no_call_twice(tmp_path: Path):

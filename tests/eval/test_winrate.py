@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from alignment.__main__ import dispatch
-from alignment.cli import UserError
+from alignment.cli import UserError, parse
 from alignment.core.rows import read_rows
 from alignment.llm.prompts import sections
 from alignment.llm.protocol import Request
+from eval.winrate import Options
 from tests.llm.server import Answer, Body, last_words, serve
 
 
@@ -150,6 +151,12 @@ def test_a_judge_behind_a_server_is_asked_once_per_order(tmp_path: Path):
 def test_a_judge_that_is_not_there_is_one_line(tmp_path: Path):
     with pytest.raises(UserError, match="is the server running"):
         run(tmp_path, ANSWERS, BASELINE, "--judge-url", "http://127.0.0.1:9/v1", judge_model="tiny")
+
+
+def test_the_recipe_is_one_of_this_evaluator():
+    path = Path(__file__).parents[2] / "recipes" / "winrate" / "eval.yaml"
+    options = parse(Options, ["--config", str(path)], "alignment eval winrate")
+    assert options.output == Path("runs/winrate/judged")
 
 
 def test_a_program_that_is_not_there_is_one_line(tmp_path: Path):
