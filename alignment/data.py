@@ -281,8 +281,8 @@ class Preparation:
         from datasets.fingerprint import Hasher, generate_random_fingerprint
 
         rows = iter(rows)
-        first = next(rows, None)
-        if first is None:
+        begin = next(rows, None)
+        if begin is None:
             raise UserError("no row can be used: the data has no row")
         if fingerprint is not None:
             parts = (fingerprint, max_rows, self._settings())
@@ -291,7 +291,7 @@ class Preparation:
             table = datasets.Dataset.from_generator(
                 self._records,
                 features=_features(),
-                gen_kwargs={"rows": islice(chain([first], rows), max_rows)},
+                gen_kwargs={"rows": islice(chain([begin], rows), max_rows)},
                 fingerprint=fingerprint or generate_random_fingerprint(),
             )
         except datasets.exceptions.DatasetGenerationError as error:
