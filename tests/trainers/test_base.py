@@ -219,7 +219,7 @@ def test_a_shared_layout_that_computes_something_else_is_left(
     assert "layout plain: shared and plain layout differ by 0.5 nats" in caplog.text
     assert logged(auto) == pytest.approx(logged(plain), abs=1e-5)
     trainer = build(tmp_path / "shared", layout="shared")
-    with pytest.raises(UserError, match="layout: shared is wrong here: .* set `layout: plain`"):
+    with pytest.raises(UserError, match=r"layout: shared is wrong here: .* set `layout: plain`"):
         trainer.train()
 
 
@@ -371,7 +371,7 @@ def test_a_stored_reference_is_computed_once_and_by_row(
 def test_an_interrupted_fill_continues_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference_calls: list[tuple[str, ...]]
 ):
-    kwargs = {"precompute_ref_log_probs": True, "max_steps": 1}
+    kwargs: dict[str, Any] = {"precompute_ref_log_probs": True, "max_steps": 1}
     run(tmp_path, ref_cache_dir=str(tmp_path / "whole"), **kwargs)
     reference_calls.clear()
     monkeypatch.setattr(start, "_ENTRIES_PER_WRITE", 4)
@@ -461,7 +461,7 @@ def test_the_state_of_an_objective_is_restored(tmp_path: Path):
 
 
 def test_a_resumed_run_without_its_stored_reference_says_so(tmp_path: Path):
-    changes = {"full": True, "precompute_ref_log_probs": True, "max_steps": 2}
+    changes: dict[str, Any] = {"full": True, "precompute_ref_log_probs": True, "max_steps": 2}
     changes |= {"save_strategy": "steps", "save_steps": 1}
     run(tmp_path, ref_cache_dir=str(tmp_path / "one"), **changes)
     with pytest.raises(UserError, match=r"12 rows have no stored reference .* start anew"):
