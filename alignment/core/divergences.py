@@ -49,9 +49,14 @@ class Chunks(NamedTuple):
 
     @classmethod
     def of(cls, tokens: int, vocabulary: int, device: torch.device) -> Chunks:
-        """An eighth of the tokens, at least 16, and at most 64 MB (CUDA: 256 MB) a buffer."""
-        budget = (2**26 if device.type == "cuda" else 2**24) // vocabulary
-        return cls(max(16, min(tokens // 8, budget)), 2**16 if device.type == "cuda" else 2**13)
+        """A fair choice.
+
+        An eighth of the tokens, at least 16, and at most 64 MB (CUDA: 256 MB) a buffer; tiles of
+        8 MB (CUDA: 64 MB), as each costs a fixed number of kernels or of meetings of threads.
+        """
+        cuda = device.type == "cuda"
+        rows = max(16, min(tokens // 8, 2 ** (26 if cuda else 24) // vocabulary))
+        return cls(rows, max(4096, 2 ** (24 if cuda else 21) // rows))
 
 
 def token_divergences(
