@@ -23,7 +23,7 @@ LONGEST = 256
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of one token per byte, so of one per letter of the world, with a chat template."""
+    """A tokenizer of one token per byte, hence per letter of the world, with a chat template."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = [PAD, USER, ASSISTANT, END]
     vocabulary = {token: number for number, token in enumerate([*special, *alphabet])}

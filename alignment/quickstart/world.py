@@ -23,6 +23,9 @@ from alignment.llm.protocol import CallError, Request
 
 Split = Literal["train", "held_out"]
 
+VERSION = "1"
+"""Of everything below; runs made by different versions are told apart by it."""
+
 WORDS = [
     *("ant", "bee", "cat", "cow", "crab", "crow", "deer", "dog", "duck", "fox", "frog", "goat"),
     *("hen", "lion", "mole", "moth", "mouse", "newt", "owl", "pig", "rat", "seal", "swan", "wolf"),

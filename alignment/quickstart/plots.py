@@ -1,0 +1,105 @@
+"""Plots of a run: loss, log-ratios, and the win rate with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+CHOSEN, REJECTED, NEUTRAL = "#1f77b4", "#d62728", "#444444"
+TRAINING_TITLES = {"sft": "Learning from demonstrations (SFT)", "adapter": "Training on pairs"}
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def draw(folder: Path, metrics: Rows, results: Mapping[str, Any]) -> list[Path]:
+    """Draws all plots of a run.
+
+    Args:
+        folder: Where to.
+        metrics: The rows of `metrics.jsonl`: `stage`, `step`, and what was logged.
+        results: What `results.json` holds.
+
+    Returns:
+        The files written.
+    """
+    figures = {
+        "loss": _loss(metrics),
+        "logratios": _sides([row for row in metrics if row["stage"] == "adapter"]),
+        "win_rate": _win_rate(results),
+    }
+    paths = []
+    with mpl.rc_context({"font.size": 10, "axes.grid": True, "grid.alpha": 0.3}):
+        for name, figure in figures.items():
+            paths.append(folder / f"{name}.png")
+            figure.savefig(paths[-1], dpi=150)
+    return paths
+
+
+def _loss(metrics: Rows) -> Figure:
+    stages = [stage for stage in TRAINING_TITLES if any(row["stage"] == stage for row in metrics)]
+    figure, axes = _figure(len(stages))
+    for stage, ax in zip(stages, axes, strict=True):
+        steps, losses = _series([row for row in metrics if row["stage"] == stage], "loss")
+        ax.plot(steps, losses, color=NEUTRAL, marker=".")
+        per_token = stage == "sft"
+        ax.set(
+            title=TRAINING_TITLES[stage],
+            xlabel="optimiser step",
+            ylabel="loss (nats per token)" if per_token else "loss (mean over pairs)",
+        )
+    return figure
+
+
+def _sides(metrics: Rows) -> Figure:
+    """Log-ratios to the starting model; log-probs where the objective has no reference."""
+    kind, label = "logratios", "log-ratio to the start (nats per response)"
+    if not any(f"{kind}/chosen" in row for row in metrics):
+        kind, label = "logps_per_token", "log-prob (nats per token)"
+    figure, (ax,) = _figure(1)
+    for side, colour in (("chosen", CHOSEN), ("rejected", REJECTED)):
+        ax.plot(*_series(metrics, f"{kind}/{side}"), color=colour, marker=".", label=side)
+    if kind == "logratios":
+        ax.axhline(0.0, color=NEUTRAL, linewidth=0.8, linestyle="--", label="start")
+    ax.set(title="Where the two sides move", xlabel="optimiser step", ylabel=label)
+    ax.legend()
+    return figure
+
+
+def _win_rate(results: Mapping[str, Any]) -> Figure:
+    figure, (ax,) = _figure(1, height=2.4)
+    low, high = results["win_rate_ci"]
+    rate = results["win_rate"]
+    ax.errorbar([rate], [0], xerr=[[rate - low], [high - rate]], fmt="o", color=CHOSEN, capsize=6)
+    ax.annotate(
+        f"{rate:.3f}  [{low:.3f}, {high:.3f}]",
+        (rate, 0),
+        (0, 12),
+        textcoords="offset points",
+        ha="center",
+    )
+    ax.axvline(0.5, color=NEUTRAL, linestyle="--", label="no difference")
+    ax.set(
+        title=f"Trained model against its start, {results['n_prompts']} held-out prompts",
+        xlabel="win rate, a tie counts one half (95% bootstrap interval over prompts)",
+        xlim=(0.0, 1.0),
+        ylim=(-1.0, 1.0),
+        yticks=[],
+    )
+    ax.legend(loc="lower left")
+    return figure
+
+
+def _figure(panels: int, height: float = 3.6) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(max(6.4, 4.6 * panels), height), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)
+    return figure, list(axes[0])
+
+
+def _series(metrics: Rows, key: str) -> tuple[list[int], list[float]]:
+    found = [(row["step"], row[key]) for row in metrics if key in row]
+    return [step for step, _ in found], [value for _, value in found]

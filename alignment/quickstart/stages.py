@@ -1,0 +1,97 @@
+"""Stages of a run in a folder: done once, kept, and never mixed with those of other settings."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignment.cli import UserError
+
+logger = logging.getLogger(__name__)
+
+RECORD = "stages.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of a run.
+
+    Attributes:
+        name: A word, unique within the run.
+        settings: All that its result depends on beside earlier stages; JSON.
+        work: Does it, or goes on with what an interrupted attempt left.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    work: Callable[[], None]
+
+
+class RunFolder:
+    """A folder that knows which stages it holds, and under which settings they were made.
+
+    Args:
+        path: The folder, created where missing.
+        stages: All stages of the run, in order.
+        overwrite: Starts anew, which deletes what the run left there.
+
+    Attributes:
+        seconds: Wall time of each finished stage; of the attempt that finished it, where it was
+            interrupted.
+
+    Raises:
+        UserError: The folder holds something else, or a run with other settings.
+    """
+
+    def __init__(self, path: Path, stages: Sequence[Stage], *, overwrite: bool = False) -> None:
+        self.path = path
+        self.stages = stages
+        record = path / RECORD
+        if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not record.is_file())):
+            raise UserError(f"{path} holds something else than a run; name another `--output`")
+        if overwrite and path.exists():
+            shutil.rmtree(path)
+        self._settings = json.loads(json.dumps({s.name: dict(s.settings) for s in stages}))
+        self.seconds: dict[str, float] = {}
+        if record.is_file():
+            self._go_on(json.loads(record.read_text(encoding="utf-8")))
+        path.mkdir(parents=True, exist_ok=True)
+        self._save()
+
+    def run(self) -> None:
+        """Does every stage that is not done."""
+        for stage in self.stages:
+            if stage.name in self.seconds:
+                logger.info("%s: done before, %.0f s", stage.name, self.seconds[stage.name])
+                continue
+            started = time.monotonic()
+            stage.work()
+            self.seconds[stage.name] = round(time.monotonic() - started, 2)
+            self._save()
+            logger.info("%s: done, %.0f s", stage.name, self.seconds[stage.name])
+
+    def _go_on(self, found: Mapping[str, Any]) -> None:
+        before = found["settings"]
+        for stage in {**before, **self._settings}:
+            old, new = before.get(stage, {}), self._settings.get(stage, {})
+            changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+            if changed:
+                name = changed[0]
+                raise UserError(
+                    f"{self.path} holds a run with other settings ({stage}: `{name}` was "
+                    f"{old.get(name)}, now {new.get(name)}); name another `--output`, or pass "
+                    "`--overwrite` to start anew"
+                )
+        self.seconds = dict(found["seconds"])
+
+    def _save(self) -> None:
+        text = json.dumps({"settings": self._settings, "seconds": self.seconds}, indent=2)
+        partial = self.path / f"{RECORD}.partial"
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(self.path / RECORD)
