@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from accelerate import Accelerator
 from accelerate.utils import is_peft_model, set_seed
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl.models.activation_offloading import get_act_offloading_ctx_manager
@@ -141,7 +142,7 @@ def load_model(
     try:
         AutoConfig.from_pretrained(source, trust_remote_code=args.trust_remote_code)
         model = create_model_from_path(source, **kwargs)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(_not_a_model(source, error)) from None
     if model.get_output_embeddings() is None:
         raise UserError(f"`{source}` is a {type(model).__name__}, which has no language-model head")
@@ -258,6 +259,11 @@ def _with_adapter(policy: PreTrainedModel, args: GroupConfig, config: PeftConfig
 def _check_adapter(policy: PeftModel) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    if policy.active_peft_config.is_prompt_learning:
+        raise UserError(
+            "an adapter of virtual tokens lies outside the packed prompt, so it would never be "
+            "trained: take one that changes layers, such as LoRA"
+        )
     base = policy.get_base_model()
     if isinstance(base.get_output_embeddings(), BaseTunerLayer):
         raise UserError(
