@@ -52,6 +52,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@DS_BUILD_OPS=0 $(PIP) install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
+.PHONY: quickstart
+quickstart: $(STAMP) ## Build pairs, train on them, measure the win: minutes on two cores
+	$(BIN)/python -m alignment quickstart $(ARGS)
+
 .PHONY: check
 check: $(STAMP) ## Lint, format and types
 	$(BIN)/ruff check .
