@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
+from alignment import __version__
 from alignment.cli import UserError, parse, run, say
 from alignment.llm.fingerprint import fingerprint
 from alignment.objectives import load_objective
@@ -149,7 +150,8 @@ def quickstart(options: Options) -> dict[str, Any]:
     folder = RunFolder(options.output, plan, overwrite=options.overwrite)
     folder.run()
     facts = {"objective": options.objective, "objective_kwargs": kwargs, "seed": options.seed}
-    return report(options.output, folder.seconds, facts, is_world=options.model is None)
+    is_world = options.model is None
+    return report(options.output, folder.seconds, facts, release=__version__, is_world=is_world)
 
 
 def _objective_kwargs(options: Options) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from alignment import __version__
 from alignment.core.rows import read_rows
 from alignment.llm.prompts import as_text
 from alignment.llm.rows import prompt_of, response_of
@@ -25,7 +24,12 @@ _JUDGED = ("win_rate", "win_rate_ci", "n_prompts", "wins", "losses", "ties", "un
 
 
 def report(
-    folder: Path, seconds: Mapping[str, float], facts: Mapping[str, Any], *, is_world: bool
+    folder: Path,
+    seconds: Mapping[str, float],
+    facts: Mapping[str, Any],
+    *,
+    release: str,
+    is_world: bool,
 ) -> dict[str, Any]:
     """Gathers the results of all stages and writes them.
 
@@ -33,6 +37,7 @@ def report(
         folder: Of the run.
         seconds: Wall time by stage.
         facts: What else to record: seed, objective.
+        release: Version of this project.
         is_world: Whether a program can tell right answers from wrong ones.
 
     Returns:
@@ -51,7 +56,7 @@ def report(
         "judge": judged["judge"],
         "seconds": dict(seconds),
         "versions": {
-            "contrastive-alignment": __version__,
+            "contrastive-alignment": release,
             "python": platform.python_version(),
             **{name: version(name) for name in PACKAGES},
         },
