@@ -18,6 +18,8 @@ Mask: TypeAlias = "Tensor | dict[str, Tensor]"
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _DENSE_BACKENDS = ("sdpa", "eager")
+_BY_INDEX = ("bloom", "gpt_neo", "mpt", "openai-gpt")
+"""Architectures whose distances or windows go by index in the row, whatever the position ids."""
 
 
 def why_not_shared(config: Any) -> str | None:
@@ -40,6 +42,8 @@ def why_not_shared(config: Any) -> str | None:
         return "it is an encoder-decoder"
     if not hasattr(config, "num_attention_heads") or _is_recurrent(config):
         return f"`{config.model_type}` is not attention all the way"
+    if config.model_type in _BY_INDEX or getattr(config, "alibi", False):
+        return f"`{config.model_type}` takes distances from places in the row, not position ids"
     return None
 
 
