@@ -93,12 +93,12 @@ def parse(options: type[T], argv: Sequence[str], program: str, about: str | None
             values[name] = _convert(value, kinds[name], f"{path}: `{name}`")
     for name, words in flags.items():
         if name not in fields:
-            raise unknown(f"option of `{program}`", f"--{name}", [f"--{known}" for known in fields])
-        values[name] = _from_words(words, kinds[name], f"`--{name}`")
+            raise unknown(f"option of `{program}`", _flag(name), map(_flag, fields))
+        values[name] = _from_words(words, kinds[name], f"`{_flag(name)}`")
     for name, field in fields.items():
         if name not in values and _required(field):
             told = field.metadata.get("help", "required")
-            raise UserError(f"`{program}` needs `--{name}` ({told}); see `{program} --help`")
+            raise UserError(f"`{program}` needs `{_flag(name)}` ({told}); see `{program} --help`")
     try:
         return options(**values)
     except ValueError as error:
@@ -129,6 +129,10 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
 def say(text: str) -> None:
     """A line of a command's final report, on standard output."""
     sys.stdout.write(text + "\n")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:
@@ -220,5 +224,5 @@ def _help(
         notes = ["required" if _required(field) else "", field.metadata.get("help", "")]
         if field.default not in (None, dataclasses.MISSING):
             notes.append(f"default {field.default}")
-        lines.append(f"  --{name.replace('_', '-')} <{shown}>  {'; '.join(filter(None, notes))}")
+        lines.append(f"  {_flag(name)} <{shown}>  {'; '.join(filter(None, notes))}")
     return "\n".join(lines) + "\n"

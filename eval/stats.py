@@ -118,10 +118,12 @@ def summarise(
     faulty = [vote for vote in votes if vote["fault"]]
     if all(score is None for score in per_prompt):
         first = faulty[0]
+        remedy = "mend that and pass `--resume`"
+        if first["fault"] == "unparseable":
+            remedy = "the judge must end with a line such as `Verdict: A`"
         raise UserError(
             f"no prompt has readable verdicts in both orders ({len(faulty)} of {len(votes)} "
-            f"cannot be read); the first is {first['fault']}: `{shorten(first['text'])}`; the "
-            "judge must end with a line such as `Verdict: A`"
+            f"cannot be read); the first is {first['fault']}: `{shorten(first['text'])}`; {remedy}"
         )
     consistent = [row["consistent"] for row in rows if row["consistent"] is not None]
     return {

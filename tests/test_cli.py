@@ -76,7 +76,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path
         (("--model", "m", "--samples", "0"), "`samples` must be at least 1, got 0"),
         (
             ("--model", "m", "--learning-rate", "hot"),
-            "`--learning_rate` expects a number, got `hot`",
+            "`--learning-rate` expects a number, got `hot`",
         ),
         (("--model", "m", "--order", "one"), "`--order` expects one of both, published, got `one`"),
         (("--model", "m", "--kwargs", "3"), "`--kwargs` expects a mapping"),

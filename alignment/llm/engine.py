@@ -266,6 +266,7 @@ class LLM:
         except CallError as error:
             if error.unreachable and not self._reached:
                 raise UserError(str(error)) from None
+            self._reached = self._reached or not error.unreachable
             return error
         finally:
             self._in_flight.discard(task)

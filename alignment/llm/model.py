@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alignment.cli import UserError
 from alignment.llm.fingerprint import fingerprint
+from alignment.llm.prompts import shorten
 from alignment.llm.protocol import CallError, Prompt, Reply, Request, Sampling
 
 if TYPE_CHECKING:
@@ -57,18 +58,19 @@ class LocalModel:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        if not Path(model).is_dir() and (Path(model).is_absolute() or model.count("/") != 1):
-            raise UserError(
-                f"no model at {model}: neither a folder nor a hub id such as `org/name`"
-            )
+        here = Path(model).is_dir()
+        if not here and (model.startswith((".", "/")) or model.count("/") > 1):
+            raise UserError(f"no model at {model}: there is no such folder")
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(model, padding_side="left")
             self.model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot load the model {model}: {error}") from None
+            raise UserError(
+                f"cannot load the model {model} ({shorten(error)}); give a folder, a hub id or the "
+                "address of the server that has it"
+            ) from None
         self.device = device or torch.accelerator.current_accelerator() or "cpu"
         self.model.to(self.device).eval()
-        here = Path(model).is_dir()
         commit = getattr(self.model.config, "_commit_hash", None) or ""
         self.name = Path(model).resolve().name if here else model
         self.fingerprint = fingerprint(model) if here else commit

@@ -109,12 +109,12 @@ class OpenAIBackend:
             return UserError(f"{self.url} refuses the API key ({status}); the key was {read}")
         if status == 429 and body.get("code") == "insufficient_quota":
             return UserError(f"{self.url} says that the quota is used up")
-        if status in _PASSING or status >= 500:
+        if status in _PASSING or (status >= 500 and status != 501):
             outcome: Outcome = "rate_limited" if status == 429 else "failed"
             return CallError(outcome, told, retry=True, retry_after=_retry_after(error.response))
         if self.model in said or body.get("code") == "model_not_found":
             return UserError(f"{self.url} has no model `{self.model}`{await self._known_models()}")
-        if status < 400 or status in (404, 405):
+        if status < 400 or status in (404, 405, 501):
             return UserError(
                 f"{self.url}{path} answered {status}; the address of an OpenAI-compatible API "
                 "usually ends in /v1"

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(tmp_path / "calls.ledger")
 
 
-async def outcome(llm: LLM, **options: bool) -> str:
+async def outcome(llm: LLM, **options: Any) -> str:
     try:
         return (await llm.chat(MESSAGES, **options)).outcome
     except CallError as error:
@@ -97,13 +98,13 @@ def test_a_server_never_met_is_an_error_of_the_user_and_one_met_before_a_failed_
     away = CallError("failed", "cannot reach it", retry=True, unreachable=True)
     with pytest.raises(UserError, match="cannot reach it"):
         asyncio.run(FakeLLM([away]).chat(MESSAGES))
-    llm = FakeLLM(["hello", away, away], limits=Limits(attempts=2, backoff=0))
+    for first in ("hello", CallError("failed", "busy")):
+        llm = FakeLLM([first, away, away], limits=Limits(attempts=2, backoff=0))
 
-    async def twice() -> str:
-        await llm.chat(MESSAGES, sample=1)
-        return await outcome(llm)
+        async def twice(llm: FakeLLM = llm) -> list[str]:
+            return [await outcome(llm, sample=1), await outcome(llm)]
 
-    assert asyncio.run(twice()) == "failed"
+        assert asyncio.run(twice())[1] == "failed"
 
 
 def test_equal_calls_at_the_same_time_are_made_once():

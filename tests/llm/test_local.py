@@ -160,10 +160,17 @@ def test_a_model_without_a_chat_template_is_told(model_dir: Path, tmp_path: Path
         local.encode(Request("chat", user("hello")))
 
 
-@pytest.mark.parametrize("model", ["/no/such/folder", "no_such_folder"])
-def test_a_missing_model_is_told_in_one_line(model: str):
-    with pytest.raises(UserError, match="neither a folder nor a hub id"):
+@pytest.mark.parametrize("model", ["/no/such/folder", "./none", "a/b/c"])
+def test_a_missing_folder_is_told(model: str):
+    with pytest.raises(UserError, match=f"no model at {model}: there is no such folder"):
         LocalModel(model)
+
+
+def test_what_is_neither_here_nor_on_the_hub_is_told_with_the_ways_to_name_a_model():
+    with pytest.raises(
+        UserError, match=r"cannot load the model no_such \(.*\); give a folder, a hub"
+    ):
+        LocalModel("no_such")
 
 
 def test_a_folder_without_a_model_is_told(tmp_path: Path):

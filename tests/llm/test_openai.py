@@ -217,9 +217,10 @@ def test_a_url_that_answers_something_else_is_told_at_once(answer: Answer):
     assert "URL does not answer as an OpenAI-compatible API: " in user_error([answer])
 
 
-def test_an_address_without_the_api_is_told_with_a_hint():
-    assert user_error([Answer(status=404)]) == (
-        "URL/chat/completions answered 404; the address of an OpenAI-compatible API "
+@pytest.mark.parametrize("status", [404, 405, 501])
+def test_an_address_without_the_api_is_told_with_a_hint(status: int):
+    assert user_error([Answer(status=status)]) == (
+        f"URL/chat/completions answered {status}; the address of an OpenAI-compatible API "
         "usually ends in /v1"
     )
 
