@@ -12,18 +12,21 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, cast
 
 # TRL's trainers report their use to a server unless they are told not to.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from accelerate import PartialState
 from datasets import disable_progress_bars
+from safetensors import SafetensorError
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
@@ -38,6 +41,9 @@ from alignment.trainers.loading import load_tokenizer
 from alignment.trainers.teacher import check_teacher
 
 logger = logging.getLogger("alignment")
+
+_LEAST_FREE = 1 << 20
+"""Bytes below which a disk counts as full."""
 
 
 @dataclass
@@ -82,6 +88,13 @@ class Recipe:
     mixture: DatasetMixtureConfig
 
 
+class _Parser(TrlParser):
+    """TRL's parser; what argparse would answer with its usage is one line here."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
 def parse_recipe(argv: Sequence[str]) -> Recipe:
     """Reads a YAML recipe and the command line.
 
@@ -91,6 +104,8 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     Raises:
         UserError: A key is unknown (the nearest known one is named) or a value is out of range.
     """
+    # TRL's parser knows `--config path` only.
+    argv = [part for word in argv for part in _words(word)]
     kinds = (RunArguments, GroupConfig, ModelConfig, DatasetMixtureConfig)
     known = {f.name for kind in kinds for f in dataclasses.fields(kind) if f.init} | {"env"}
     for flag, value in zip(argv, [*argv[1:], ""], strict=True):
@@ -102,9 +117,9 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
             name = flag[2:].split("=")[0].replace("-", "_")
             if name not in known and name.removeprefix("no_") not in known and name != "help":
                 raise unknown("option", flag, [f"--{key}" for key in known])
-    parser = TrlParser(kinds, prog="alignment train", description=__doc__)
+    parser = _Parser(kinds, prog="alignment train", description=__doc__)
     try:
-        return Recipe(*parser.parse_args_and_config(list(argv)))
+        return Recipe(*parser.parse_args_and_config(argv))
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(str(error)) from None
 
@@ -139,6 +154,9 @@ def build_trainer(recipe: Recipe) -> GroupTrainer:
     """Prepares the data, checks it against the objective, and only then loads the model."""
     args, model = recipe.training, recipe.model
     _check_output(Path(args.output_dir))
+    checkpoint = _checkpoint(args)
+    if checkpoint is not None and not Path(checkpoint).is_dir():
+        raise UserError(f"resume_from_checkpoint: no such folder: {checkpoint}")
     train, evaluation = prepare_data(recipe)
     _report_data(train, evaluation, Path(args.output_dir))
     args.model_init_kwargs = {
@@ -176,18 +194,39 @@ def main(argv: list[str] | None = None) -> None:
         disable_progress_bars()
     trainer = build_trainer(recipe)
     args = recipe.training
-    resume: Any = args.resume_from_checkpoint
-    if isinstance(resume, str) and resume.lower() in ("true", "auto", "latest"):
-        resume = get_last_checkpoint(args.output_dir)
-    trainer.train(resume_from_checkpoint=resume)
-    metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
-    trainer.save_model()
-    trainer.save_state()
+    with _telling_when_full(Path(args.output_dir)):
+        trainer.train(resume_from_checkpoint=_checkpoint(args))
+        metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
+        trainer.save_model()
+        trainer.save_state()
     if trainer.is_world_process_zero():
         _report_end(trainer, metrics)
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=recipe.data.dataset_name)
     trainer.accelerator.end_training()
+
+
+def _words(word: str) -> list[str]:
+    return word.split("=", 1) if word.startswith("--config=") else [word]
+
+
+def _checkpoint(args: GroupConfig) -> str | None:
+    """The checkpoint to resume from; with `latest`, None where there is none yet."""
+    wanted = str(args.resume_from_checkpoint or "")
+    if wanted.lower() in ("true", "auto", "latest"):
+        return cast("str | None", get_last_checkpoint(args.output_dir))
+    return wanted or None
+
+
+@contextmanager
+def _telling_when_full(folder: Path) -> Iterator[None]:
+    """Tells a full disk in one line; writers of weights name it each in their own way."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        if shutil.disk_usage(folder).free > _LEAST_FREE:
+            raise
+        raise UserError(f"{folder} is full: make room and resume, or choose another") from error
 
 
 def _objective(recipe: Recipe) -> Objective:
@@ -265,7 +304,7 @@ def _continued(recipe: Recipe) -> Any:
     adapter = str(recipe.data.adapter_name_or_path)
     try:
         return PeftModel.from_pretrained(base, adapter, is_trainable=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"`{adapter}` is no adapter of this model: {str(error).splitlines()[0]}"
         ) from None

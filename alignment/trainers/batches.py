@@ -11,6 +11,7 @@ from typing import Any, cast
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from alignment.cli import UserError
 from alignment.core.packing import Layout, PackedBatch, TokenGroup
 from alignment.core.planning import Plan, smallest_accumulation
 from alignment.core.reference import Groups
@@ -25,16 +26,19 @@ def plan_run(groups: Groups, args: GroupConfig, layout: Layout) -> Plan:
     """The plan of a training run, its accumulation chosen where a token budget is set.
 
     Raises:
-        ValueError: There is no group, or too few for one batch where incomplete ones are dropped.
+        UserError: There is no group, or too few for one batch where incomplete ones are dropped.
     """
-    plan = Plan(
-        lengths=groups.lengths(layout),
-        batch_size=args.planned_batch_size,
-        world_size=args.world_size,
-        accumulation=args.gradient_accumulation_steps,
-        seed=args.seed if args.data_seed is None else args.data_seed,
-        drop_last=args.dataloader_drop_last,
-    )
+    try:
+        plan = Plan(
+            lengths=groups.lengths(layout),
+            batch_size=args.planned_batch_size,
+            world_size=args.world_size,
+            accumulation=args.gradient_accumulation_steps,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            drop_last=args.dataloader_drop_last,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
     budget = args.max_tokens_per_batch
     if budget is None:
         return plan
