@@ -1,0 +1,381 @@
+"""The training command: a recipe in, a saved model and a report out, or one line to mend."""
+
+import errno
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import pytest
+import yaml
+from peft import PeftModel
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from alignment.cli import UserError
+from alignment.train import main
+from alignment.trainers.base import GroupTrainer
+from tests.tiny import EOS, save_tiny, tiny_tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+QUESTION, GOOD, BAD = "what is the answer?", " the answer", " no answer"
+PAIR = {"prompt": QUESTION, "chosen": GOOD, "rejected": BAD}
+
+Recipe = Callable[..., list[str]]
+
+
+@pytest.fixture(autouse=True)
+def _own_data_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def recipe(model_dir: Path, tmp_path: Path, out: Path) -> Recipe:
+    """Writes rows and a recipe of two steps; returns the words after the command."""
+
+    def write(rows: Any = None, **changes: Any) -> list[str]:
+        data = tmp_path / "pairs.jsonl"
+        if rows is None:
+            rows = [{**PAIR, "prompt": f"{number} {QUESTION}"} for number in range(6)]
+        lines = rows if isinstance(rows, str) else "".join(json.dumps(r) + "\n" for r in rows)
+        data.write_text(lines)
+        settings = {
+            "model_name_or_path": str(model_dir),
+            "dataset_name": str(data),
+            "objective": "apo",
+            "use_peft": True,
+            "lora_target_modules": "all-linear",
+            "use_cpu": True,
+            "max_steps": 2,
+            "global_batch_size": 4,
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "output_dir": str(out),
+            **changes,
+        }
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        return ["--config", str(path)]
+
+    return write
+
+
+def refusal(argv: list[str]) -> str:
+    with pytest.raises(UserError) as caught:
+        main(argv)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def left_behind(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob("*")]
+
+
+# ---- A run ----
+
+
+def test_a_run_trains_evaluates_saves_and_says_what_became_of_the_data(
+    recipe: Recipe, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    rows = [{**PAIR, "prompt": f"{number} {QUESTION}"} for number in range(6)]
+    rows += [{**PAIR, "rejected": GOOD}, {"chosen": GOOD, "rejected": BAD, "prompt": ""}]
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text(json.dumps(PAIR) + "\n")
+    main(recipe(rows, eval_dataset_name=str(held_out), eval_strategy="steps", eval_steps=2))
+    table = dict(line.rsplit("  ", 1) for line in capsys.readouterr().out.splitlines())
+    table = {name.strip(): value for name, value in table.items()}
+    assert table["groups trained on"] == "6"
+    assert table["rows rejected: identical"] == "1"
+    assert table["rows rejected: no_prompt"] == "1"
+    assert table["steps"] == "2"
+    assert float(table["eval_loss"]) < 1.0
+    assert table["eval_rewards/accuracies"] in ("0.0", "1.0")
+    assert table["saved to"] == str(out)
+    rejects = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
+    assert [(r["origin"], r["reason"]) for r in rejects] == [
+        ("pairs.jsonl:7", "identical"),
+        ("pairs.jsonl:8", "no_prompt"),
+    ]
+    assert rejects[0]["row"] == rows[6]
+    assert rejects[0]["message"] == "chosen and rejected are the same text"
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps[0] == 1
+    base = AutoModelForCausalLM.from_pretrained(recipe_value(tmp_path, "model_name_or_path"))
+    trained = PeftModel.from_pretrained(base, out)
+    assert any(p.any() for name, p in trained.named_parameters() if "lora_B" in name)
+
+
+def recipe_value(folder: Path, name: str) -> Any:
+    return yaml.safe_load((folder / "recipe.yaml").read_text())[name]
+
+
+def test_an_adapter_is_continued_from_where_it_was(
+    recipe: Recipe, out: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    main(recipe())
+    caplog.set_level(logging.INFO)
+    main([*recipe(adapter_name_or_path=str(out)), "--output_dir", str(tmp_path / "second")])
+    assert "preflight passed" in caplog.text
+    first, second = (
+        PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(recipe_value(tmp_path, "model_name_or_path")),
+            folder,
+        ).state_dict()
+        for folder in (out, tmp_path / "second")
+    )
+    names = [name for name in first if "lora_B" in name]
+    distances = [float((first[name] - second[name]).norm()) for name in names]
+    sizes = [float(first[name].norm()) for name in names]
+    assert all(0 < distance < 4 * size for distance, size in zip(distances, sizes, strict=True))
+
+
+def test_the_latest_checkpoint_is_found_by_itself(recipe: Recipe, out: Path):
+    words = recipe(save_strategy="steps", save_steps=1)
+    main(words)
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    main([*words, "--max_steps", "3", "--resume_from_checkpoint", "latest"])
+    resumed = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    losses = [row for row in resumed if "loss" in row]
+    assert [row["step"] for row in losses] == [1, 2, 3]
+    assert losses[0]["loss"] == json.loads(lines[0])["loss"]
+
+
+def test_a_part_of_the_data_is_held_out(recipe: Recipe, capsys: pytest.CaptureFixture[str]):
+    main(recipe(test_split_size=2, eval_strategy="steps", eval_steps=1))
+    assert "eval_loss" in capsys.readouterr().out
+
+
+def test_a_mixture_keeps_its_shares(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = recipe()
+    more = tmp_path / "more.jsonl"
+    more.write_text((tmp_path / "pairs.jsonl").read_text())
+    sources = [
+        {"path": str(tmp_path / "pairs.jsonl"), "fraction": 0.75},
+        {"path": str(more), "fraction": 0.25},
+    ]
+    path = tmp_path / "recipe.yaml"
+    settings = yaml.safe_load(path.read_text())
+    del settings["dataset_name"]
+    path.write_text(yaml.safe_dump({**settings, "datasets": sources}))
+    main(words)
+    assert "groups trained on  8\n" in capsys.readouterr().out
+
+
+def test_words_of_the_command_line_win_over_the_recipe(
+    recipe: Recipe, capsys: pytest.CaptureFixture[str]
+):
+    main([*recipe(), "--max_steps", "1"])
+    assert "steps              1\n" in capsys.readouterr().out
+
+
+# ---- What the user can mend ----
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ([{"chosen": GOOD, "rejected": BAD, "prompt": ""}], "no_prompt"),
+        ([{"prompt": QUESTION, "chosen": "", "rejected": BAD}], "empty_response"),
+        ([{**PAIR, "rejected": GOOD}], "identical"),
+        ([{**PAIR, "prompt": QUESTION * 40}], "prompt_too_long"),
+        ([{**PAIR, "chosen": GOOD * 60}], "too_long"),
+        ([{"prompt": QUESTION, "completion": GOOD}], "lacks_pairs"),
+        ([{"question": QUESTION, "answer": GOOD}], "unknown"),
+        ([{"prompt": 7, "chosen": GOOD, "rejected": BAD}], "bad_type"),
+    ],
+    ids=["prompt", "empty", "equal", "long-prompt", "long", "labels", "columns", "type"],
+)
+def test_rows_that_cannot_be_used_are_named_with_their_reason(
+    rows: list[Any], reason: str, recipe: Recipe, out: Path
+):
+    message = refusal(recipe(rows, max_length=64))
+    assert "no row can be used" in message
+    assert "pairs.jsonl:1" in message
+    assert reason in message
+    assert left_behind(out) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"prompt": "a", \n', r"pairs.jsonl:1: broken JSON"),
+        (json.dumps(PAIR) + "\n[1, 2]\n", r"pairs.jsonl:2: "),
+        ("", "no row can be used: the data has no row"),
+    ],
+    ids=["broken", "list", "empty"],
+)
+def test_a_broken_file_is_named_with_its_line(text: str, message: str, recipe: Recipe, out: Path):
+    assert message in refusal(recipe(text))
+    assert left_behind(out) == []
+
+
+def test_a_missing_file_is_named_with_its_neighbour(recipe: Recipe, tmp_path: Path, out: Path):
+    message = refusal(recipe(dataset_name=str(tmp_path / "pair.jsonl")))
+    assert f"no such file: {tmp_path / 'pair.jsonl'}" in message
+    assert left_behind(out) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rat": 1}, "unknown key in .*recipe.yaml `learning_rat`; .*`learning_rate`"),
+        ({"objective": "apoo"}, r"apoo.*apo"),
+        ({"objective_kwargs": {"betta": 1}}, r"betta.*beta"),
+        ({"objective_kwargs": {"beta": -1.0}}, r"beta"),
+        ({"objective": "nca"}, r"NCA needs .*rewards"),
+        ({"layout": "shard"}, r"layout is `shard`; it must be one of"),
+        ({"max_length": 0}, r"max_length is 0; it must be at least 1"),
+        ({"max_steps": "many"}, r"max_steps.*many"),
+        ({"test_split_size": 6}, r"test_split_size 6.* of 6 groups leaves one part empty"),
+        ({"eval_strategy": "steps"}, r"has no `test` split to evaluate on"),
+        ({"dataset_name": None}, r"the recipe names no data"),
+        ({"model_name_or_path": None}, r"the recipe names no model"),
+        ({"model_name_or_path": "no/such-model"}, r"no/such-model` is neither a folder here"),
+        ({"adapter_name_or_path": "no/such-adapter"}, r"no/such-adapter` is no adapter"),
+        ({"ref_model_name_or_path": "no/such-reference"}, r"no/such-reference` is neither"),
+        ({"chat_template_path": "absent.jinja"}, r"chat_template_path: no such file"),
+        ({"lora_target_modules": ["lm_head"]}, r"take `lm_head` out"),
+        ({"dataloader_drop_last": True, "global_batch_size": 8}, r"6 groups do not fill one batch"),
+        ({"resume_from_checkpoint": "absent"}, r"no such folder: absent"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_recipe_that_cannot_run_is_refused_in_one_line(
+    changes: dict[str, Any], message: str, recipe: Recipe, out: Path
+):
+    found = refusal(recipe(**changes))
+    assert re.search(message, found), found
+    assert left_behind(out) == []
+
+
+@pytest.mark.parametrize("flag", ["--learning_rat", "--learning-rat", "--learning_rat=1"])
+def test_an_unknown_option_names_the_nearest_one(flag: str, recipe: Recipe):
+    assert "`--learning_rate`" in refusal([*recipe(), flag, "1"])
+
+
+def test_a_recipe_may_be_named_with_an_equals_sign(recipe: Recipe, out: Path):
+    _, path = recipe()
+    main([f"--config={path}", "--max_steps=1"])
+    assert (out / "adapter_model.safetensors").is_file()
+
+
+def test_a_tokenizer_without_an_end_is_refused(recipe: Recipe, tmp_path: Path, out: Path):
+    model = save_tiny(tmp_path / "model")
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(model)
+    message = refusal(recipe(model_name_or_path=str(model)))
+    assert "has no end-of-sequence token" in message
+    assert "set `eos_token`" in message
+    assert left_behind(out) == []
+
+
+def test_conversations_without_a_chat_template_are_refused(
+    recipe: Recipe, tmp_path: Path, out: Path
+):
+    model = save_tiny(tmp_path / "model")
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(model)
+    (model / "chat_template.jinja").unlink(missing_ok=True)
+    assert AutoTokenizer.from_pretrained(model).eos_token == EOS
+    turn = {name: [{"role": "assistant", "content": PAIR[name]}] for name in ("chosen", "rejected")}
+    rows = [{"prompt": [{"role": "user", "content": QUESTION}], **turn}]
+    message = refusal(recipe(rows, model_name_or_path=str(model)))
+    assert "no chat template: set `chat_template_path`" in message
+    assert left_behind(out) == []
+
+
+# ---- The output folder ----
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(errno.ENOSPC, "No space left on device"), (errno.EROFS, "Read-only file system")],
+    ids=["full", "read-only"],
+)
+def test_an_output_folder_that_cannot_be_written_is_refused_before_anything_is_read(
+    code: int,
+    words: str,
+    recipe: Recipe,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def fail(self: Path, data: bytes) -> int:
+        raise OSError(code, os.strerror(code), str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    message = refusal(recipe(model_name_or_path="no/such-model"))
+    assert f"cannot write to output_dir {out}: {words}; choose another" in message
+    assert left_behind(out) == []
+
+
+def test_an_output_folder_below_a_file_is_refused(recipe: Recipe, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    message = refusal(recipe(output_dir=str(tmp_path / "file" / "out")))
+    assert "cannot write to output_dir" in message
+
+
+@pytest.mark.parametrize("error", [SafetensorError, RuntimeError])
+def test_a_disk_that_fills_up_during_the_run_is_told_in_one_line(
+    error: type[Exception], recipe: Recipe, out: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Writers of weights raise errors of their own; elsewhere they are what they say."""
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error("cannot write")
+
+    monkeypatch.setattr(GroupTrainer, "save_model", fail)
+    words = recipe(max_steps=1)
+    with pytest.raises(error, match="cannot write"):
+        main(words)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    assert f"{out} is full: make room and resume" in refusal(words)
+
+
+# ---- As a user starts it ----
+
+
+def started(words: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": str(folder)}
+    command = [sys.executable, "-m", "alignment.train", *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rat": 1}, "did you mean `learning_rate`?"),
+        ({"dataset_name": "absent.jsonl"}, "error: no such file: absent.jsonl"),
+    ],
+    ids=["key", "file"],
+)
+def test_the_process_ends_with_two_and_one_line(
+    changes: dict[str, Any], message: str, recipe: Recipe, tmp_path: Path, out: Path
+):
+    done = started(recipe(**changes), tmp_path / "cache")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+    assert left_behind(out) == []
