@@ -45,13 +45,16 @@ class Options(CallOptions):
 def read_answers(path: str | Path) -> dict[str, list[str]]:
     """The answers of a file by prompt, in the order of the file; a prompt may have several.
 
+    A model that said nothing has answered: its empty answer is judged like any other.
+
     Raises:
         UserError: A row lacks a prompt or an answer; the row is named.
     """
     answers: dict[str, list[str]] = {}
     for name, row in read_rows(path):
         try:
-            answers.setdefault(as_text(prompt_of(row)), []).append(response_of(row))
+            answer = "" if row.get("response") == "" else response_of(row)
+            answers.setdefault(as_text(prompt_of(row)), []).append(answer)
         except Reject as error:
             raise UserError(f"{name}: {error}") from None
     if not answers:
