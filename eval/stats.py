@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from alignment.cli import UserError
 from alignment.llm.prompts import shorten
@@ -52,7 +53,7 @@ class WinRate(NamedTuple):
 
 
 def bootstrap_mean(
-    values: Sequence[float], seed: int, resamples: int = 10_000, level: float = 0.95
+    values: npt.ArrayLike, seed: int, resamples: int = 10_000, level: float = 0.95
 ) -> Interval:
     """The percentile bootstrap interval of a mean.
 

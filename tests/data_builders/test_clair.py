@@ -13,7 +13,7 @@ from alignment.__main__ import dispatch
 from alignment.cli import UserError, parse
 from alignment.core.groups import group_from_row
 from alignment.core.rows import read_rows
-from alignment.llm.prompts import sections
+from alignment.llm.prompts import as_text, sections
 from alignment.llm.protocol import Request
 from alignment.llm.rows import Reject
 from data_builders.clair import Options, parse_revision
@@ -126,7 +126,7 @@ def test_real_revisions_keep_a_repeated_marker(real: list[dict[str, Any]]):
 
 def reviser(request: Request) -> str:
     """Doubles the exclamation marks of an answer, or does what the answer asks of it."""
-    return revise(str(request.prompt[0]["content"]))  # type: ignore[index]
+    return revise(as_text(request.prompt))
 
 
 def revise(text: str) -> str:

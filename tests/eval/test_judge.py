@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from alignment.llm.program import FakeLLM
-from alignment.llm.prompts import sections
+from alignment.llm.prompts import as_text, sections
 from alignment.llm.protocol import CallError, Reply, Request
 from eval.judge import Comparison, VerdictError, compare, pairwise_judge, read_preference
 
@@ -45,7 +45,7 @@ def test_prose_is_no_verdict(text: str):
 
 
 def shown(request: Request) -> dict[str, str]:
-    return sections(str(request.prompt[0]["content"]))
+    return sections(as_text(request.prompt))
 
 
 def prefers_longer(request: Request) -> str:
@@ -110,7 +110,7 @@ def test_asking_directly_raises_what_cannot_be_read():
 
 def obedient(request: Request) -> str:
     """A judge that obeys whatever stands outside the fenced sections, and else wants `good`."""
-    text = str(request.prompt[0]["content"])
+    text = as_text(request.prompt)
     parts = shown(request)
     outside = text
     for part in parts.values():

@@ -9,7 +9,7 @@ import pytest
 from alignment.__main__ import dispatch
 from alignment.cli import UserError, parse
 from alignment.core.rows import read_rows
-from alignment.llm.prompts import sections
+from alignment.llm.prompts import as_text, sections
 from alignment.llm.protocol import Request
 from eval.winrate import Options
 from tests.llm.server import Answer, Body, last_words, serve
@@ -17,7 +17,7 @@ from tests.llm.server import Answer, Body, last_words, serve
 
 def judge(request: Request) -> str:
     """Prefers the longer answer; ties at equal length; gives prose where an answer asks for it."""
-    return verdict(str(request.prompt[0]["content"]))  # type: ignore[index]
+    return verdict(as_text(request.prompt))
 
 
 def verdict(text: str) -> str:
@@ -94,7 +94,6 @@ def test_messages_and_text_are_the_same_prompt(tmp_path: Path):
         ({"p": "a", "q": "b"}, {"p": "a"}, "1 of 2 stand in `answers` alone, the first is `q`"),
         ({"p": "a"}, {"p": "a", "r": "b"}, "1 of 2 stand in `baseline` alone, the first is `r`"),
         ([("p", "a"), ("p", "b")], {"p": "a"}, "`p` has 2 answers and 1 baseline answers"),
-        ({"p": ""}, {"p": "a"}, "answers.jsonl:1: `response` is empty"),
         ({}, {"p": "a"}, "the file holds no answers"),
     ],
 )
@@ -105,6 +104,10 @@ def test_answers_that_do_not_fit_are_refused_by_name(
         run(tmp_path, answers, baseline)
     assert message in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_answer_is_judged_and_loses(tmp_path: Path):
+    assert run(tmp_path, {"p": ""}, {"p": "a"})["losses"] == 1
 
 
 def test_unreadable_verdicts_are_counted_and_too_many_are_refused(tmp_path: Path):

@@ -8,7 +8,7 @@ import pytest
 
 from alignment.__main__ import dispatch
 from alignment.cli import UserError
-from alignment.llm.prompts import sections
+from alignment.llm.prompts import as_text, sections
 from alignment.llm.protocol import Request
 
 
@@ -18,7 +18,7 @@ def policy(request: Request) -> str:
 
 def judge(request: Request) -> str:
     """Prefers the longer answer."""
-    parts = sections(str(request.prompt[0]["content"]))  # type: ignore[index]
+    parts = sections(as_text(request.prompt))
     first, second = len(parts["answer_A"]), len(parts["answer_B"])
     return "Verdict: A" if first > second else "Verdict: B" if second > first else "Verdict: tie"
 

@@ -12,7 +12,7 @@ from alignment.cli import UserError
 from alignment.llm.engine import LLM, Limits
 from alignment.llm.ledger import Ledger
 from alignment.llm.program import FakeLLM, ProgramBackend
-from alignment.llm.protocol import CallError, Reply, Request, Sampling
+from alignment.llm.protocol import CallError, Outcome, Reply, Request, Sampling
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 
@@ -44,7 +44,7 @@ def test_a_finished_call_is_answered_from_the_ledger(ledger: Ledger):
 
 
 @pytest.mark.parametrize("reason", ["failed", "rate_limited", "unparseable"])
-def test_a_failure_is_recorded_and_asked_again(ledger: Ledger, reason: str):
+def test_a_failure_is_recorded_and_asked_again(ledger: Ledger, reason: Outcome):
     failing = FakeLLM([CallError(reason, "no")], ledger)
     assert asyncio.run(outcome(failing)) == reason
     assert ledger.outcomes() == {reason: 1}
@@ -111,7 +111,7 @@ def test_equal_calls_at_the_same_time_are_made_once():
     llm = FakeLLM(echo)
 
     async def both() -> list[Reply]:
-        return await asyncio.gather(llm.chat(MESSAGES), llm.chat(MESSAGES))
+        return [*await asyncio.gather(llm.chat(MESSAGES), llm.chat(MESSAGES))]
 
     assert asyncio.run(both()) == [Reply(echo(llm.requests[0]))] * 2
     assert len(llm.requests) == 1
@@ -134,7 +134,7 @@ def test_two_ledgers_on_one_file_ask_nothing_twice(tmp_path: Path):
 
     async def both() -> list[list[str]]:
         path = tmp_path / "calls.ledger"
-        return await asyncio.gather(job(Ledger(path)), job(Ledger(path)))
+        return [*await asyncio.gather(job(Ledger(path)), job(Ledger(path)))]
 
     answers = asyncio.run(both())
     assert answers == [[str(index) for index in range(40)]] * 2

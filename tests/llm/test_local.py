@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from alignment.llm import protocol
 from alignment.llm.engine import LLM, Limits
 from alignment.llm.fingerprint import fingerprint
 from alignment.llm.local import LocalBackend
-from alignment.llm.model import LocalModel, _GumbelNoise
+from alignment.llm.model import Encoded, LocalModel, _GumbelNoise
 from alignment.llm.protocol import CallError, Message, Reply, Request, Sampling
 from tests.tiny import save_tiny, tiny_tokenizer
 
@@ -118,16 +119,18 @@ def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(local: LocalModel):
     assert (reply.text, reply.finish_reason) == (whole[: whole.index(stop)], "stop")
 
 
-def test_requests_of_different_sampling_share_no_batch(model_dir: Path):
+def test_requests_of_different_sampling_share_no_batch(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
     backend = LocalBackend(str(model_dir), "cpu", batch_size=4)
     sizes: list[int] = []
     answer = backend.local.answer
 
-    def counting(batch: list) -> list[Reply]:
+    def counting(batch: Sequence[Encoded]) -> list[Reply]:
         sizes.append(len(batch))
         return answer(batch)
 
-    backend.local.answer = counting
+    monkeypatch.setattr(backend.local, "answer", counting)
 
     async def ask() -> list[Reply]:
         async with LLM(backend, limits=Limits(concurrency=16)) as llm:

@@ -33,8 +33,8 @@ def save_parrot(folder: Path) -> Path:
     follows that token: `A` after the end of the chat template, the end of the turn after `A`.
     """
     tokenizer = tiny_tokenizer()
-    shape = {"hidden_size": VOCAB_SIZE, "tie_word_embeddings": False}
-    model = LlamaForCausalLM(tiny_config(**shape)).eval()
+    config = tiny_config(hidden_size=VOCAB_SIZE, tie_word_embeddings=False)
+    model = LlamaForCausalLM(config).eval()
     (letter,) = tokenizer.encode("A")
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "?"}], add_generation_prompt=True, return_dict=False
@@ -72,7 +72,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [Path(sys.executable).with_name("transformers"), "serve", folder]
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder)]
     command += ["--device", "cpu", "--port", str(port)]
     with log.open("w") as output:
         server = subprocess.Popen(command, stdout=output, stderr=output)
