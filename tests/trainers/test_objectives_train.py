@@ -1,0 +1,373 @@
+"""Every objective trains through the command, and bad input ends in one line before a model is."""
+
+import gzip
+import json
+import math
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignment.cli import run
+from alignment.objectives import available_objectives, load_objective
+from alignment.train import main
+from alignment.trainers import loading
+from data_builders.clair import parse_revision
+from tests.conftest import ROOT
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+
+DATA = ROOT / "recipes" / "data"
+PAIR = {"prompt": "What is a cat?", "chosen": " A mammal.", "rejected": " A bird, I think."}
+SCORED = {"prompt": "What is a cat?", "responses": [" A mammal.", " A bird."], "rewards": [1, 0]}
+
+Train = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher that is wider than the student, with 24 rows of padding in its vocabulary."""
+    return save_tiny(tmp_path_factory.mktemp("teacher"), seed=1, hidden_size=48, vocab_size=344)
+
+
+@pytest.fixture(scope="module")
+def reader_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student whose tokenizer knows some English, so that real texts stay short."""
+    folder = tmp_path_factory.mktemp("reader")
+    tiny_model(vocab_size=1024, num_hidden_layers=1).save_pretrained(folder)
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    tiny_tokenizer([text], vocab_size=1000).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def train(model_dir: Path, tmp_path: Path) -> Train:
+    """Runs the command on a file or on rows, and returns what each step logged."""
+
+    def run_it(data: Path | Iterable[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
+        main(command(model_dir, data, tmp_path, **options))
+        lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+        return [row for row in map(json.loads, lines) if "loss" in row]
+
+    return run_it
+
+
+def command(
+    model: Path, data: Path | Iterable[dict[str, Any]], folder: Path, **options: Any
+) -> list[str]:
+    """The words of a short run on the CPU, every step logged and nothing saved on the way."""
+    if not isinstance(data, Path):
+        rows, data = data, folder / "rows.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen = {
+        "model_name_or_path": model,
+        "dataset_name": data,
+        "output_dir": folder / "out",
+        "use_cpu": True,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "activation_checkpointing": False,
+        "max_steps": 1,
+        "global_batch_size": 4,
+        **options,
+    }
+    words = []
+    for name, value in chosen.items():
+        words += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return words
+
+
+def rows_of(path: Path, count: int) -> list[dict[str, Any]]:
+    """The first rows of a compressed file."""
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in islice(lines, count)]
+
+
+# ---- The first step ----
+
+GROUPS = [
+    {
+        "prompt": f"Name {k} animals.",
+        "responses": [f" cat {i}" for i in range(k)],
+        "rewards": [*range(k)],
+    }
+    for k in (1, 2, 3, 5)
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("objective", "kwargs", "data", "expected"),
+    [
+        ("nca", {}, GROUPS, 2 * math.log(2)),
+        ("nca", {"tau": 1.0, "beta": 0.5}, GROUPS, 2 * math.log(2)),
+        ("nca", {"form": "pair"}, DATA / "pairs.jsonl", 2 * math.log(2)),
+        ("nca", {"form": "pair", "biased": True}, DATA / "pairs.jsonl", 2 * math.log(2)),
+        ("infonca", {}, DATA / "groups.jsonl", math.log(4)),
+        ("infonca", {"tau": 1.0}, GROUPS, math.log(1 * 2 * 3 * 5) / 4),
+        ("infonca", {"form": "pair"}, DATA / "pairs.jsonl", math.log(2)),
+        ("apo", {}, DATA / "pairs.jsonl", 1.0),
+        ("apo", {"variant": "down"}, DATA / "pairs.jsonl", 1.0),
+        ("apo", {"form": "unpaired"}, DATA / "unpaired.jsonl", 0.5),
+        ("dpo", {}, DATA / "pairs.jsonl", math.log(2)),
+    ],
+)
+def test_the_first_loss_is_the_identity_of_the_objective(
+    objective: str, kwargs: dict[str, Any], data: Any, expected: float, train: Train
+):
+    (step,) = train(data, objective=objective, objective_kwargs=kwargs)
+    assert step["loss"] == pytest.approx(expected, abs=1e-6)
+
+
+# ---- A small set is learnt by heart ----
+
+
+def data_for(needs: frozenset[str]) -> Path:
+    """The file of recipes/data that serves an objective."""
+    kinds = {"reward": "groups", "pairs": "pairs", "twin": "judgments"}
+    return DATA / f"{next((kinds[n] for n in kinds if n in needs), 'demonstrations')}.jsonl"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", available_objectives())
+def test_the_loss_falls_on_a_set_that_is_learnt_by_heart(
+    name: str, teacher_dir: Path, train: Train
+):
+    """Sixteen steps on the same four groups take at least a tenth off the loss."""
+    needs = load_objective(name).needs
+    rows = [json.loads(line) for line in data_for(needs).read_text().splitlines()[:4]]
+    options: dict[str, Any] = {"max_steps": 16, "learning_rate": 1e-2}
+    if "teacher" in needs:
+        options["teacher_model_name_or_path"] = teacher_dir
+    losses = [step["loss"] for step in train(rows, objective=name, **options)]
+    assert len(losses) == 16
+    assert losses[-1] < 0.9 * losses[0]
+
+
+# ---- Real data ----
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "first"), [("nca", 2 * math.log(2)), ("infonca", math.log(8))])
+def test_eight_scored_responses_train(
+    name: str, first: float, shared_dir: Path, reader_dir: Path, train: Train
+):
+    """The answers of eight models to each prompt; the best one gains on the worst."""
+    path = shared_dir / "data" / "rewards" / "alpaca_eval_k8.jsonl.gz"
+    steps = train(
+        rows_of(path, 4),
+        model_name_or_path=reader_dir,
+        objective=name,
+        objective_kwargs={"beta": 0.1, "tau": 0.1},
+        as_chat=True,
+        max_length=160,
+        truncation_mode="keep_start",
+        max_steps=4,
+        learning_rate=1e-3,
+    )
+    assert steps[0]["loss"] == pytest.approx(first, abs=1e-5)
+    assert steps[-1]["loss"] < first
+    assert steps[-1]["rewards/margins"] > 0
+
+
+@pytest.mark.slow
+def test_judged_responses_train_and_failed_judgments_are_rejected(
+    shared_dir: Path, reader_dir: Path, train: Train, tmp_path: Path
+):
+    path = shared_dir / "data" / "judgments" / "cut_iter1.jsonl.gz"
+    steps = train(
+        path,
+        model_name_or_path=reader_dir,
+        objective="cut",
+        as_chat=True,
+        max_length=512,
+        max_steps=4,
+        global_batch_size=8,
+        learning_rate=1e-3,
+    )
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert 0 < steps[0]["cut/selected"] < 1
+    lines = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
+    reasons = [json.loads(line)["reason"] for line in lines]
+    assert reasons.count("judgment_error") == 47
+    assert set(reasons) <= {"judgment_error", "too_long", "prompt_too_long"}
+
+
+def clair_pairs(shared_dir: Path) -> list[dict[str, Any]]:
+    """The published revisions as pairs: the revision chosen, the student's answer rejected."""
+    text = (shared_dir / "data" / "clair" / "revisions.jsonl").read_text(encoding="utf-8")
+    return [
+        {
+            "prompt": row["prompt"],
+            "chosen": parse_revision(row["raw_completion"]).answer,
+            "rejected": row["student"],
+        }
+        for row in map(json.loads, text.splitlines())
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["apo", "cpo"])
+def test_revisions_train(name: str, shared_dir: Path, reader_dir: Path, train: Train):
+    """One step on all fourteen pairs shows in the next one."""
+    steps = train(
+        clair_pairs(shared_dir),
+        model_name_or_path=reader_dir,
+        objective=name,
+        as_chat=True,
+        max_length=512,
+        truncation_mode="keep_start",
+        max_steps=2,
+        global_batch_size=14,
+        gradient_accumulation_steps=7,
+        learning_rate=1e-3,
+    )
+    assert [step["step"] for step in steps] == [1, 2]
+    assert steps[1]["loss"] < steps[0]["loss"]
+    assert steps[1]["rewards/chosen"] > steps[0]["rewards/chosen"]
+
+
+@pytest.mark.slow
+def test_padding_of_the_teachers_vocabulary_changes_no_divergence(
+    teacher_dir: Path, train: Train, tmp_path: Path
+):
+    """A wider teacher whose head has 24 rows more than the student's, and the same without them."""
+    trimmed = tiny_model(seed=1, hidden_size=48, vocab_size=344)
+    trimmed.resize_token_embeddings(320)
+    trimmed.save_pretrained(tmp_path / "trimmed")
+    tiny_tokenizer().save_pretrained(tmp_path / "trimmed")
+    first = [
+        train(
+            DATA / "pairs.jsonl",
+            objective="distillm2",
+            objective_kwargs={"skew": "fixed"},
+            teacher_model_name_or_path=teacher,
+        )[0]["loss"]
+        for teacher in (teacher_dir, tmp_path / "trimmed")
+    ]
+    assert first[0] == pytest.approx(first[1], rel=1e-5)
+    assert first[0] > 0.01
+
+
+# ---- Bad input ----
+
+
+@pytest.fixture
+def refusal(
+    model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., str]:
+    """Runs the command and returns the one line it ends with; loading a model fails the test."""
+
+    def loaded(*args: Any, **kwargs: Any) -> None:
+        pytest.fail("a model was loaded before the input was checked")
+
+    monkeypatch.setattr(loading, "create_model_from_path", loaded)
+
+    def run_it(data: Path | Iterable[dict[str, Any]], **options: Any) -> str:
+        with pytest.raises(SystemExit) as ended:
+            run(main, command(model_dir, data, tmp_path, **options))
+        assert ended.value.code == 2
+        (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+        return line
+
+    return run_it
+
+
+@pytest.mark.parametrize(
+    ("objective", "row", "told"),
+    [
+        ("nca", {**SCORED, "rewards": None}, "NCA needs `rewards`; this row has no such labels"),
+        ("nca", {**SCORED, "rewards": [1, None]}, "NCA needs `rewards`"),
+        ("nca", {**SCORED, "rewards": [1, math.nan]}, "`rewards[1]` is nan"),
+        ("infonca", {**SCORED, "rewards": [math.inf, 0]}, "`rewards[0]` is inf"),
+        ("infonca", {**SCORED, "rewards": [1, 0, 2]}, "2 `responses` but 3 `rewards`"),
+        ("nca", {**SCORED, "rewards": ["good", 0]}, "`rewards[0]` is not a number: 'good'"),
+        (
+            "dpo",
+            {**SCORED, "responses": ["a"], "rewards": [1]},
+            "DPO needs `chosen` and `rejected`",
+        ),
+        ("dpo", SCORED, "set `pair_rule: best_worst`"),
+        ("kd", SCORED, "KD needs `chosen` and `rejected`, or a `label`"),
+        ("cpo", {"prompt": "a", "completion": " b"}, "CPO needs `chosen` and `rejected`"),
+        ("cut", {"instruction": "a", "output": " ", "judgment": "b"}, "response 0 is empty"),
+        ("cut", {"instruction": "a", "output": "b", "judgment": "$ERROR$"}, "error: $ERROR$"),
+        ("cut", {"instruction": "a", "output": "b"}, "CUT needs records with a `judgment`"),
+        (
+            "nca",
+            PAIR,
+            "NCA needs `rewards`; this row has `chosen` and `rejected`: "
+            "use `objective_kwargs: {form: pair}` or add rewards",
+        ),
+    ],
+)
+def test_rows_of_the_wrong_kind_are_named(
+    objective: str,
+    row: dict[str, Any],
+    told: str,
+    teacher_dir: Path,
+    refusal: Callable[..., str],
+):
+    line = refusal([row], objective=objective, teacher_model_name_or_path=teacher_dir)
+    assert told in line
+
+
+def test_a_group_of_one_makes_no_pair(refusal: Callable[..., str]):
+    row = {**SCORED, "responses": ["a"], "rewards": [1]}
+    line = refusal([row], objective="apo", pair_rule="best_worst")
+    assert "rows.jsonl:1" in line
+    assert "needs two responses with rewards" in line
+
+
+@pytest.mark.parametrize(
+    ("objective", "kwargs", "told"),
+    [
+        ("nca", {"tau": 0}, "NCA.tau is 0: it must be above 0"),
+        ("infonca", {"beta": -0.1}, "InfoNCA.beta is -0.1"),
+        ("nca", {"biased": True}, "use form: pair"),
+        ("apo", {"variant": "up"}, "APO.variant is 'up': choose one of 'zero', 'down'"),
+        ("cpo", {"label_smoothing": 0.6}, "CPO.label_smoothing is 0.6"),
+        ("cut", {"threshold": 0}, "CUT.threshold is 0"),
+        ("distillm2", {"beta0": 1.5}, "DistiLLM2.beta0 is 1.5"),
+        ("gkd", {"beta": 1}, "GKD.beta is 1: it must be at least 0.01 and at most 0.99"),
+        ("dpo", {"bta": 0.1}, "did you mean `beta`?"),
+    ],
+)
+def test_hyper_parameters_out_of_range_are_named(
+    objective: str, kwargs: dict[str, Any], told: str, refusal: Callable[..., str]
+):
+    line = refusal(DATA / "pairs.jsonl", objective=objective, objective_kwargs=kwargs)
+    assert told in line
+
+
+def test_a_missing_teacher_is_named(refusal: Callable[..., str]):
+    line = refusal(DATA / "pairs.jsonl", objective="gkd")
+    assert "GKD needs a teacher: set `teacher_model_name_or_path`" in line
+
+
+@pytest.mark.parametrize("spelling", ["same", "link"])
+def test_a_teacher_that_is_the_student_is_refused(
+    spelling: str, model_dir: Path, tmp_path: Path, refusal: Callable[..., str]
+):
+    teacher = model_dir
+    if spelling == "link":
+        teacher = tmp_path / "link"
+        teacher.symlink_to(model_dir)
+    line = refusal(DATA / "pairs.jsonl", objective="gkd", teacher_model_name_or_path=teacher)
+    assert "the teacher is the student itself" in line
+
+
+def test_a_teacher_with_another_tokenizer_is_refused_with_ten_differences(
+    tmp_path: Path, refusal: Callable[..., str]
+):
+    other = tmp_path / "other"
+    save_tiny(other, seed=1)
+    tiny_tokenizer(["zebras quietly juggle seven vexing boxes"]).save_pretrained(other)
+    line = refusal(DATA / "pairs.jsonl", objective="distillm2", teacher_model_name_or_path=other)
+    assert "has another tokenizer than the student" in line
+    assert line.partition("student / teacher: ")[2].count(" / ") == 10
