@@ -157,7 +157,10 @@ def quickstart(options: Options) -> dict[str, Any]:
 def _objective_kwargs(options: Options) -> dict[str, Any]:
     """The objective's hyper-parameters, after a check that pairs are all it needs."""
     given = dict(options.objective_kwargs or {})
-    objective = load_objective(options.objective, given)
+    try:
+        objective = load_objective(options.objective, given)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     if missing := objective.needs - PAIR_NEEDS:
         raise UserError(
             f"objective `{options.objective}` needs {', '.join(sorted(missing))}, which pairs do "

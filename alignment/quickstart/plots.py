@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -32,11 +31,9 @@ def draw(folder: Path, metrics: Rows, results: Mapping[str, Any]) -> list[Path]:
         "logratios": _sides([row for row in metrics if row["stage"] == "adapter"]),
         "win_rate": _win_rate(results),
     }
-    paths = []
-    with mpl.rc_context({"font.size": 10, "axes.grid": True, "grid.alpha": 0.3}):
-        for name, figure in figures.items():
-            paths.append(folder / f"{name}.png")
-            figure.savefig(paths[-1], dpi=150)
+    paths = [folder / f"{name}.png" for name in figures]
+    for path, figure in zip(paths, figures.values(), strict=True):
+        figure.savefig(path, dpi=150)
     return paths
 
 
@@ -78,9 +75,10 @@ def _win_rate(results: Mapping[str, Any]) -> Figure:
     ax.annotate(
         f"{rate:.3f}  [{low:.3f}, {high:.3f}]",
         (rate, 0),
-        (0, 12),
+        (0, 14),
         textcoords="offset points",
         ha="center",
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 2},
     )
     ax.axvline(0.5, color=NEUTRAL, linestyle="--", label="no difference")
     ax.set(
@@ -96,8 +94,10 @@ def _win_rate(results: Mapping[str, Any]) -> Figure:
 
 def _figure(panels: int, height: float = 3.6) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(max(6.4, 4.6 * panels), height), layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False)
-    return figure, list(axes[0])
+    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    for ax in axes:
+        ax.grid(alpha=0.3)
+    return figure, axes
 
 
 def _series(metrics: Rows, key: str) -> tuple[list[int], list[float]]:

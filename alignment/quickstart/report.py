@@ -12,7 +12,7 @@ from typing import Any
 
 from alignment.core.rows import read_rows
 from alignment.llm.prompts import as_text
-from alignment.llm.rows import prompt_of, response_of
+from alignment.llm.rows import prompt_of
 from alignment.quickstart import world
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,8 @@ def report(
 
 def accuracy(answers: Path) -> float:
     """The share of right answers in a file of the world."""
-    rights = [world.is_right(as_text(prompt_of(r)), response_of(r)) for _, r in read_rows(answers)]
+    rows = [row for _, row in read_rows(answers)]
+    rights = [world.is_right(as_text(prompt_of(row)), row["response"]) for row in rows]
     return sum(rights) / len(rights)
 
 

@@ -27,8 +27,8 @@ VERSION = "1"
 """Of everything below; runs made by different versions are told apart by it."""
 
 WORDS = [
-    *("ant", "bee", "cat", "cow", "crab", "crow", "deer", "dog", "duck", "fox", "frog", "goat"),
-    *("hen", "lion", "mole", "moth", "mouse", "newt", "owl", "pig", "rat", "seal", "swan", "wolf"),
+    *("ant", "ape", "bat", "bee", "cat", "cod", "cow", "cub", "dog", "eel", "elk", "emu"),
+    *("ewe", "fly", "fox", "gnu", "hen", "hog", "jay", "owl", "pig", "ram", "rat", "yak"),
 ]
 LENGTHS = range(2, 6)
 """Words in a prompt."""
