@@ -24,6 +24,7 @@ from alignment.core.groups import (
     CHOSEN,
     REJECTED,
     Group,
+    Response,
     RowError,
     as_chat,
     binarise,
@@ -341,12 +342,7 @@ class Preparation:
             notices += ties
         check_needs(group, self.objective)
         group = as_chat(group) if self.chat else group
-        judged = "twin" in self.objective.needs
-        wanted = tuple(
-            response
-            for response in group.responses
-            if response.role in self.objective.roles and (judged or response.twin is None)
-        )
+        wanted = _wanted(group, self.objective)
         if not wanted:
             raise RowError("no_response", "the row has no response that the objective reads")
         rendered = self.renderer(replace(group, responses=wanted), origin)
@@ -359,6 +355,22 @@ class Preparation:
             "plain_length": plain,
             "size": len(tokens.responses),
         }
+
+
+def _wanted(group: Group, objective: Objective) -> tuple[Response, ...]:
+    """The responses that an objective reads, labelled as those of any other row.
+
+    Sources of a mixture may differ in their labels; in a batch every response has one or none has.
+    """
+    return tuple(
+        replace(
+            response,
+            reward=response.reward if "reward" in objective.needs else None,
+            weight=1.0 if response.weight is None else response.weight,
+        )
+        for response in group.responses
+        if response.role in objective.roles and (response.twin is None or "twin" in objective.needs)
+    )
 
 
 def default_reference_folder() -> Path:

@@ -251,6 +251,23 @@ def test_padding_of_the_teachers_vocabulary_changes_no_divergence(
     assert first[0] > 0.01
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("objective", "file", "labels"),
+    [
+        ("dpo", "pairs", {"score_chosen": 1.0, "score_rejected": 0.0}),
+        ("cut", "judgments", {"weight": 0.5}),
+    ],
+)
+def test_rows_with_and_without_further_labels_train_together(
+    objective: str, file: str, labels: dict[str, float], train: Train
+):
+    rows = [json.loads(line) for line in (DATA / f"{file}.jsonl").read_text().splitlines()[:4]]
+    mixed = [{**row, **labels} if index % 2 else row for index, row in enumerate(rows)]
+    (step,) = train(mixed, objective=objective, as_chat=True)
+    assert math.isfinite(step["loss"])
+
+
 # ---- Bad input ----
 
 
