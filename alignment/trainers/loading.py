@@ -195,6 +195,7 @@ def load_policy(  # noqa: PLR0913 - as many as TRL's trainers take for the same
         _prepare_checkpointing(policy, args)
     if args.disable_dropout:
         disable_dropout_in_model(policy)
+    _keep_gradient_in_four_bits(policy)
     base = policy.get_base_model() if is_peft_model(policy) else policy
     return Policy(model=policy, base=base, source=source, start=start)
 
@@ -292,6 +293,16 @@ def _prepare_checkpointing(policy: PeftModel, args: GroupConfig) -> None:
             logger.warning("an adapter under ZeRO-3 needs `use_reentrant: true`, which is set")
         args.activation_checkpointing_kwargs = {**kwargs, "use_reentrant": True}
     policy.enable_input_require_grads()
+
+
+def _keep_gradient_in_four_bits(policy: nn.Module) -> None:
+    """Keeps bitsandbytes from packing weights for the CPU, which it never undoes in training.
+
+    One pass in eval mode packs them, and the packed product passes no gradient on.
+    """
+    for module in policy.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _zero_stage(args: GroupConfig) -> int:
