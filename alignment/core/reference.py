@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from alignment.cli import UserError
 from alignment.core.packing import Layout, TokenGroup
 
 _SCHEMA = """
@@ -82,13 +83,23 @@ class ReferenceStore:
 
     @property
     def _database(self) -> sqlite3.Connection:
-        """A connection of this process; SQLite's must not cross a fork."""
+        """A connection of this process; SQLite's must not cross a fork.
+
+        Raises:
+            UserError: The file is damaged or cannot be used.
+        """
         if self._connection is None or self._connection[0] != os.getpid():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            database = sqlite3.connect(self.path, timeout=60)
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = NORMAL")
-            database.execute(_SCHEMA)
+            try:
+                database = sqlite3.connect(self.path, timeout=60)
+                database.execute("PRAGMA journal_mode = WAL")
+                database.execute("PRAGMA synchronous = NORMAL")
+                database.execute(_SCHEMA)
+            except sqlite3.DatabaseError as error:
+                raise UserError(
+                    f"stored reference {self.path} cannot be used ({error}): delete it, or name "
+                    "another `ref_cache_dir`"
+                ) from None
             self._connection = (os.getpid(), database)
         return self._connection[1]
 
