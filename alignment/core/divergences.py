@@ -52,11 +52,25 @@ class Chunks(NamedTuple):
         """A fair choice.
 
         An eighth of the tokens, at least 16, and at most 64 MB (CUDA: 256 MB) a buffer; tiles of
-        8 MB (CUDA: 64 MB), as each costs a fixed number of kernels or of meetings of threads.
+        4 MB (CUDA: 64 MB), as each costs a fixed number of kernels or of meetings of threads.
         """
         cuda = device.type == "cuda"
         rows = max(16, min(tokens // 8, 2 ** (26 if cuda else 24) // vocabulary))
-        return cls(rows, max(4096, 2 ** (24 if cuda else 21) // rows))
+        return cls(rows, max(4096, 2 ** (24 if cuda else 20) // rows))
+
+
+class Comparison(NamedTuple):
+    """What one walk over the vocabulary gives.
+
+    Attributes:
+        divergences: (N, D) nats, zero where a spec leaves a response out.
+        logps: (N,) nats, log-probs of the targets under the student, detached; empty without them.
+        teacher_logps: The same under the teacher.
+    """
+
+    divergences: Tensor
+    logps: Tensor
+    teacher_logps: Tensor
 
 
 def token_divergences(
@@ -66,6 +80,19 @@ def token_divergences(
     specs: Sequence[DivergenceSpec],
     chunks: Chunks | None = None,
 ) -> Tensor:
+    """(N, D) the divergences of `compare_tokens` alone."""
+    return compare_tokens(student, teacher, response_of_token, specs, chunks=chunks).divergences
+
+
+def compare_tokens(  # noqa: PLR0913
+    student: HeadInput,
+    teacher: HeadInput,
+    response_of_token: Tensor,
+    specs: Sequence[DivergenceSpec],
+    *,
+    targets: Tensor | None = None,
+    chunks: Chunks | None = None,
+) -> Comparison:
     """Divergences between the next-token distributions of teacher and student.
 
     Both distributions are normalised over the common vocabulary: where one head has more rows than
@@ -78,12 +105,13 @@ def token_divergences(
         student: Gradient flows to its hidden states, and to its head where that requires grad.
         teacher: Constant.
         response_of_token: (N,) int64, the response a token belongs to.
-        specs: D divergences; one whose skew requires grad gets the skew's gradient.
+        specs: D >= 1 divergences; one whose skew requires grad gets the skew's gradient.
+        targets: (N,) int64 token ids of the common vocabulary, whose log-probs come at no cost;
+            each is normalised over its model's whole vocabulary, as `token_logps` does it.
         chunks: How much to compute at once; None chooses by device and size.
 
     Returns:
-        (N, D) nats, zero where a spec leaves a response out; float64 for float64 hidden states of
-        the student, else float32.
+        The divergences, in float64 for float64 hidden states of the student, else in float32.
 
     Raises:
         ValueError: Shapes do not fit, or a kind is unknown.
@@ -108,35 +136,44 @@ def token_divergences(
         student.transform or HeadTransform(),
         tuple(spec.kind for spec in specs),
         torch.stack(selected, 1),
+        targets,
         vocabulary,
         chunks,
     )
     skews = torch.stack([spec.skew.to(dtype)[response_of_token] for spec in specs], 1)  # (N, D)
-    divergences: Tensor = _TokenDivergences.apply(  # type: ignore[no-untyped-call]
-        student.hidden, student.weight, student.bias, skews, task
-    )
-    return divergences
+    # Autocast would round the logits to half precision.
+    with torch.autocast(student.hidden.device.type, enabled=False):
+        return Comparison(
+            *_TokenDivergences.apply(  # type: ignore[no-untyped-call]
+                student.hidden, student.weight, student.bias, skews, task
+            )
+        )
 
 
 class _Task(NamedTuple):
-    """What is constant about one call of `token_divergences`."""
+    """What is constant about one call of `compare_tokens`."""
 
     teacher: HeadInput
     transform: HeadTransform
     kinds: tuple[DivergenceKind, ...]
     selected: Tensor  # (N, D) bool
+    targets: Tensor | None  # (N,) int64
     vocabulary: int
     chunks: Chunks
 
 
 class _Side(NamedTuple):
-    """One model's log-probs of some tokens over the vocabulary, as logits and normalisers."""
+    """One model's log-probs of some tokens, as logits and normalisers."""
 
-    logits: Tensor  # (n, V), transformed
-    normaliser: Tensor  # (n, 1)
+    logits: Tensor  # (n, V) over the common vocabulary, transformed
+    normaliser: Tensor  # (n, 1) of the common vocabulary
+    whole: Tensor  # (n, 1) of the model's whole vocabulary
 
     def tile(self, part: slice) -> Tensor:
         return self.logits[:, part] - self.normaliser
+
+    def logps(self, targets: Tensor) -> Tensor:
+        return (self.logits.gather(1, targets[:, None]) - self.whole).squeeze(1)
 
 
 class _Rows(NamedTuple):
@@ -149,21 +186,26 @@ class _Rows(NamedTuple):
 
 
 class _TokenDivergences(torch.autograd.Function):
-    """See `token_divergences`."""
+    """See `compare_tokens`."""
 
     @staticmethod
     def forward(  # noqa: PLR0913
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, skews: Tensor, task: _Task
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         want_hidden, want_weight, want_bias, want_skews = ctx.needs_input_grad[:4]
         head_trains = want_weight or want_bias
         divergences = torch.zeros_like(skews)
         slopes = torch.zeros_like(skews) if want_skews else None
+        logps, teacher_logps = skews.new_empty((2, 0 if task.targets is None else skews.shape[0]))
         pieces: list[tuple[Tensor, int]] = []
         directions: list[Tensor] = []
         student = HeadInput(hidden, weight, bias, task.transform)
         room = _buffer(student, task) if want_hidden and not head_trains else None
         for rows in _walk(student, task):
+            if task.targets is not None:
+                targets = task.targets[rows.tokens]
+                logps[rows.tokens] = rows.q.logps(targets)
+                teacher_logps[rows.tokens] = rows.p.logps(targets)
             pull = None if room is None else room[: rows.tokens.numel()]
             for column in rows.columns:
                 value, slope = _diverge(rows, column, skews, task, pull)
@@ -173,15 +215,17 @@ class _TokenDivergences(torch.autograd.Function):
                 if pull is not None:
                     pieces.append((rows.tokens, column))
                     directions.append(_through_head(pull, weight, task))
-        ctx.task, ctx.pieces = (task if head_trains else None), pieces
+        # The teacher is only held on to where it is walked again, and then for divergences alone.
+        ctx.task, ctx.pieces = (task._replace(targets=None) if head_trains else None), pieces
         ctx.shape, ctx.dtype = hidden.shape, hidden.dtype
         inputs = (hidden, weight, bias, skews) if head_trains else ()
         ctx.save_for_backward(slopes, *inputs, *directions)
-        return divergences
+        ctx.mark_non_differentiable(logps, teacher_logps)
+        return divergences, logps, teacher_logps
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         slopes, *saved = ctx.saved_tensors
         want_hidden = ctx.needs_input_grad[0]
         grad_skews = None if slopes is None else grad * slopes
@@ -237,7 +281,7 @@ def _walk(student: HeadInput, task: _Task) -> Iterator[_Rows]:
     for needed in torch.unique(task.selected, dim=0):
         columns = needed.nonzero().flatten().tolist()
         same = (task.selected == needed).all(1).nonzero().flatten()
-        for tokens in same.split(task.chunks.rows) if columns else ():
+        for tokens in same.split(task.chunks.rows) if columns or task.targets is not None else ():
             p = _score(task.teacher, tokens, task, room_p[: tokens.numel()])
             q = _score(student, tokens, task, room_q[: tokens.numel()])
             yield _Rows(tokens, columns, p, q)
@@ -253,15 +297,19 @@ def _buffer(student: HeadInput, task: _Task) -> Tensor:
 def _score(head: HeadInput, tokens: Tensor, task: _Task, logits: Tensor) -> _Side:
     """Logits and normalisers of some tokens; `logits` (n, V) is overwritten."""
     states, transform = head.hidden[tokens], head.transform or HeadTransform()
-    normaliser = logits.new_full((tokens.numel(), 1), -torch.inf)
+    normaliser = whole = logits.new_full((tokens.numel(), 1), -torch.inf)
     # A finite floor: probability 0 times a log of minus infinity would be NaN.
     floor = torch.finfo(logits.dtype).min * 1e-6
-    for part in _tiles(task):
+    for part in _tiles(task, 0, task.vocabulary) + _tiles(task, task.vocabulary, len(head.weight)):
+        common = part.start < task.vocabulary
+        if not common and task.targets is None:
+            break
         bias = None if head.bias is None else head.bias[part].to(logits.dtype).clamp(min=floor)
         tile = transform(project(states, head.weight[part], bias, logits.dtype))
-        logits[:, part] = tile
-        normaliser = torch.logaddexp(normaliser, tile.logsumexp(1, keepdim=True))
-    return _Side(logits, normaliser)
+        whole = torch.logaddexp(whole, tile.logsumexp(1, keepdim=True))
+        if common:
+            logits[:, part], normaliser = tile, whole
+    return _Side(logits, normaliser, whole)
 
 
 def _diverge(
@@ -285,8 +333,8 @@ def _diverge(
     value, share, pushed = skew.new_zeros((3, *skew.shape))
     for part in _tiles(task):
         tile = _tile(kind, rows.p.tile(part), rows.q.tile(part), of_p, of_q)
-        value += tile.value.sum(1, keepdim=True)
-        share += tile.share.sum(1, keepdim=True)
+        value += tile.value
+        share += tile.share
         if pull is not None:
             pull[:, part] = tile.push
             pushed += tile.push.sum(1, keepdim=True)
@@ -300,9 +348,9 @@ class _Tile(NamedTuple):
     """What some entries (n, v) of the vocabulary add to a divergence.
 
     Attributes:
-        value: To the divergence.
-        push: Its derivative by log q, up to multiples of q, which a log-softmax cancels.
-        share: To the sum that its derivative by the skew is made of.
+        value: (n, 1), to the divergence.
+        push: (n, v), its derivative by log q, up to multiples of q, which a log-softmax cancels.
+        share: (n, 1), to the sum that its derivative by the skew is made of.
     """
 
     value: Tensor
@@ -317,18 +365,21 @@ def _tile(kind: DivergenceKind, log_p: Tensor, log_q: Tensor, of_p: Tensor, of_q
     """
     log_m = torch.logaddexp(log_p + of_p.log(), log_q + of_q.log())
     if kind == "jensen_shannon":
-        p, q = log_p.exp(), log_q.exp()
-        teacher, student = p.mul_(log_p - log_m), q.mul_(log_q - log_m)
-        return _Tile(of_p * teacher + of_q * student, of_q * student, teacher - student)
-    student_part = (log_q + of_q.log() - log_m).exp_()  # of_q q / m, in [0, 1]
+        from_q = log_q.exp().mul_(log_q - log_m)
+        from_p = log_p.exp().mul_(log_p - log_m).sum(1, keepdim=True)
+        sum_q = from_q.sum(1, keepdim=True)
+        return _Tile(of_p * from_p + of_q * sum_q, from_q.mul_(of_q), from_p - sum_q)
+    student_part = (log_q - log_m).add_(of_q.log()).exp_()  # of_q q / m, in [0, 1]
     if kind == "skewed_forward_kl":
         p = log_p.exp()
         share = student_part.mul_(p)
-        return _Tile(p.mul_(log_p - log_m), -share, share)
+        value = p.mul_(log_p - log_m).sum(1, keepdim=True)
+        return _Tile(value, share.neg(), share.sum(1, keepdim=True))
     q = log_q.exp()
     share = student_part.mul_(q)
     value = q.mul_(log_q - log_m)
-    return _Tile(value, value - share if kind == "skewed_reverse_kl" else value, share)
+    push = value - share if kind == "skewed_reverse_kl" else value
+    return _Tile(value.sum(1, keepdim=True), push, share.sum(1, keepdim=True))
 
 
 def _close(pull: Tensor, pushed: Tensor, q: _Side, task: _Task) -> None:
@@ -356,9 +407,10 @@ def _through_head(pull: Tensor, weight: Tensor, task: _Task) -> Tensor:
     return states
 
 
-def _tiles(task: _Task) -> list[slice]:
-    end, size = task.vocabulary, task.chunks.columns
-    return [slice(start, min(start + size, end)) for start in range(0, end, size)]
+def _tiles(task: _Task, start: int = 0, end: int | None = None) -> list[slice]:
+    """The common vocabulary, or the rows of a head from `start` to `end`, in parts."""
+    end, size = task.vocabulary if end is None else end, task.chunks.columns
+    return [slice(i, min(i + size, end)) for i in range(start, end, size)]
 
 
 def _check(
@@ -368,11 +420,13 @@ def _check(
     specs: Sequence[DivergenceSpec],
 ) -> None:
     tokens = response_of_token.numel()
+    if not specs:
+        raise ValueError("compare_tokens: no divergence is asked for; call it with some specs")
     for name, head in (("student", student), ("teacher", teacher)):
         size = head.weight.shape[1]
         if head.hidden.shape != (tokens, size):
             raise ValueError(
-                f"token_divergences: {name}.hidden is {tuple(head.hidden.shape)}, expected "
+                f"compare_tokens: {name}.hidden is {tuple(head.hidden.shape)}, expected "
                 f"({tokens}, {size}): one state per response token, as wide as its head"
             )
     for index, spec in enumerate(specs):

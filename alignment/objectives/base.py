@@ -285,6 +285,14 @@ class Objective(ABC):
         """The divergences to compute, given log-probs of policy and teacher; none by default."""
         return ()
 
+    def logps_are_metrics(self, terms: GroupTerms) -> bool:
+        """Whether neither the loss nor `divergences` reads log-probs, which are then only logged.
+
+        `terms` hold labels, progress and state. Where this is true, one walk over the vocabulary
+        serves log-probs, which then carry no gradient, and divergences.
+        """
+        return False
+
     def update(
         self, state: Mapping[str, Tensor], statistics: Mapping[str, Mean]
     ) -> Mapping[str, Tensor]:

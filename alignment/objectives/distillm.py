@@ -50,6 +50,10 @@ class DistiLLM(Objective):
         skews = terms.logps.new_full((terms.num_responses,), self.alpha)
         return (DivergenceSpec("anchored_reverse_kl", skews),)
 
+    def logps_are_metrics(self, terms: GroupTerms) -> bool:
+        """Always: only divergences count."""
+        return True
+
     def __call__(self, terms: GroupTerms) -> ObjectiveOutput:
         """One mean over groups."""
         (divergences,) = mean_divergences(terms)  # (R,)

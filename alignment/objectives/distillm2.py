@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from alignment.objectives.base import (
+    DivergenceKind,
     DivergenceSpec,
     GroupTerms,
     LossTerm,
@@ -85,13 +86,17 @@ class DistiLLM2(Objective):
     def divergences(self, terms: GroupTerms) -> tuple[DivergenceSpec, ...]:
         """The skewed forward KL of chosen and the skewed reverse KL of rejected responses."""
         skews = self._skews(terms)
-        reverse: Literal["skewed_reverse_kl", "anchored_reverse_kl"] = (
+        reverse: DivergenceKind = (
             "skewed_reverse_kl" if self.form == "paper" else "anchored_reverse_kl"
         )
         return (
             DivergenceSpec("skewed_forward_kl", skews, terms.role > 0),
             DivergenceSpec(reverse, skews, terms.role < 0),
         )
+
+    def logps_are_metrics(self, terms: GroupTerms) -> bool:
+        """Where the skew does not adapt: always, before there are anchors, in the first epoch."""
+        return not self._anchors(terms)
 
     def __call__(self, terms: GroupTerms) -> ObjectiveOutput:
         """One mean over pairs."""
@@ -146,20 +151,21 @@ class DistiLLM2(Objective):
         mean_logps = mean_tokens(terms.logps, terms)
         return terms.role * (teacher_mean_logps(terms).exp() - mean_logps.exp())
 
+    def _anchors(self, terms: GroupTerms) -> Mapping[int, Tensor]:
+        """The mean gap m that each role's skew adapts to, where it adapts."""
+        if self.skew == "fixed" or (self.form == "paper" and terms.progress.epoch < 1):
+            return {}
+        known = {1: terms.state.get("anchors/chosen"), -1: terms.state.get("anchors/rejected")}
+        return {role: anchor for role, anchor in known.items() if anchor is not None}
+
     def _skews(self, terms: GroupTerms) -> Tensor:
         """(R,) mixture weights; in the release's form they carry gradient."""
-        paper = self.form == "paper"
-        warm = not paper or terms.progress.epoch >= 1
-        gaps = self._gaps(terms)
-        skews = torch.full_like(gaps, self.alpha_chosen)
-        for side, role, base in (
-            ("chosen", 1, self.alpha_chosen),
-            ("rejected", -1, self.alpha_rejected),
-        ):
-            value = torch.full_like(gaps, base)
-            anchor = terms.state.get(f"anchors/{side}")
-            if self.skew == "adaptive" and warm and anchor is not None:
-                ratio = anchor.to(gaps) / (gaps + 1e-5)
-                value = (1 - (1 - base) * ratio).clip(FLOOR, base)
-            skews = torch.where(terms.role == role, value, skews)
-        return skews.detach() if paper else skews
+        bases = {1: self.alpha_chosen, -1: self.alpha_rejected}
+        skews = terms.logps.new_full((terms.num_responses,), self.alpha_chosen)
+        skews = skews.where(terms.role > 0, self.alpha_rejected)
+        for role, anchor in self._anchors(terms).items():
+            gaps, base = self._gaps(terms), bases[role]
+            ratio = anchor.to(gaps) / (gaps + 1e-5)
+            adapted = (1 - (1 - base) * ratio).clip(FLOOR, base)
+            skews = torch.where(terms.role == role, adapted, skews)
+        return skews.detach() if self.form == "paper" else skews

@@ -50,6 +50,10 @@ class GKD(Objective):
         weights = terms.logps.new_full((terms.num_responses,), self.beta)
         return (DivergenceSpec("jensen_shannon", weights),)
 
+    def logps_are_metrics(self, terms: GroupTerms) -> bool:
+        """Always: only divergences count."""
+        return True
+
     def __call__(self, terms: GroupTerms) -> ObjectiveOutput:
         """One mean over groups."""
         (divergences,) = mean_divergences(terms)  # (R,)

@@ -39,6 +39,10 @@ class KD(Objective):
         skews = terms.logps.new_zeros(terms.num_responses)
         return (DivergenceSpec("skewed_forward_kl", skews, terms.role > 0),)
 
+    def logps_are_metrics(self, terms: GroupTerms) -> bool:
+        """Always: only divergences count."""
+        return True
+
     def __call__(self, terms: GroupTerms) -> ObjectiveOutput:
         """One mean over chosen responses."""
         (divergences,) = mean_divergences(terms)  # (R,)

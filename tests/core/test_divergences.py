@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from alignment.core.divergences import Chunks, HeadInput, token_divergences
-from alignment.core.logps import HeadTransform
+from alignment.core.divergences import Chunks, HeadInput, compare_tokens, token_divergences
+from alignment.core.logps import HeadTransform, token_logps
 from alignment.objectives.base import DivergenceKind, DivergenceSpec
 
 KINDS: tuple[DivergenceKind, ...] = get_args(DivergenceKind)
@@ -138,6 +138,32 @@ def test_several_divergences_of_some_responses_each(chunks: Chunks | None) -> No
         assert (chunked[~spec.where[RESPONSE_OF_TOKEN], column] == 0).all()
     for got, want in zip(gradients(chunked, *inputs), gradients(full, *inputs), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("student_vocabulary", "teacher_vocabulary"), [(17, 17), (17, 21), (21, 17)]
+)
+@pytest.mark.parametrize("trains", [True, False])
+def test_log_probs_of_targets_come_along_for_every_token(
+    student_vocabulary: int, teacher_vocabulary: int, trains: bool
+) -> None:
+    student = head(0, student_vocabulary, trains=trains, transform=BENT)
+    teacher = head(1, teacher_vocabulary, trains=False, transform=BENT)
+    targets = torch.arange(TOKENS)
+    specs = [DivergenceSpec("jensen_shannon", skews(0.1, 0.6, 0.3), torch.arange(3) != 1)]
+    inputs = (student, teacher, RESPONSE_OF_TOKEN, specs)
+    both = compare_tokens(*inputs, targets=targets, chunks=SMALL)
+    alone = token_divergences(*inputs, SMALL)
+    for side, logps in ((student, both.logps), (teacher, both.teacher_logps)):
+        expected = token_logps(side.hidden, side.weight, targets, side.bias, side.transform)
+        torch.testing.assert_close(logps, expected.detach(), rtol=1e-12, atol=1e-12)
+        assert not logps.requires_grad
+    assert torch.equal(both.divergences, alone)
+    leaves = (student.hidden, student.weight, student.bias) if trains else (student.hidden,)
+    for got, want in zip(
+        gradients(both.divergences, *leaves), gradients(alone, *leaves), strict=True
+    ):
+        assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -268,6 +294,21 @@ def test_half_precision_inputs_are_accumulated_in_float32(trains: bool, half: to
         torch.testing.assert_close(grad.double(), full, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("trains", [True, False])
+def test_autocast_changes_nothing(trains: bool) -> None:
+    teacher = HeadInput(torch.randn(TOKENS, 7), torch.randn(17, 7))
+    hidden, weight = torch.randn(TOKENS, 5), torch.randn(17, 5)
+    specs = [DivergenceSpec(kind, torch.tensor([0.1, 0.6, 0.3])) for kind in KINDS]
+    results = []
+    for enabled in (True, False):
+        student = HeadInput(hidden.clone().requires_grad_(), weight.clone().requires_grad_(trains))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            values = token_divergences(student, teacher, RESPONSE_OF_TOKEN, specs, SMALL)
+        values.sum().backward()
+        results.append((values, student.hidden.grad, student.weight.grad))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 class Watch(TorchDispatchMode):
     """Remembers the largest tensor that any operation returns."""
 
@@ -319,6 +360,8 @@ def test_inputs_that_do_not_fit_are_refused_by_name() -> None:
     unknown = replace(good, kind="kl")  # type: ignore[arg-type]
     short = replace(good, where=torch.tensor([True]))
     narrow = replace(teacher, hidden=teacher.hidden[:, :5])
+    with pytest.raises(ValueError, match="no divergence is asked for"):
+        token_divergences(student, teacher, RESPONSE_OF_TOKEN, [])
     with pytest.raises(ValueError, match=r"teacher.hidden is \(13, 5\), expected \(13, 7\)"):
         token_divergences(student, narrow, RESPONSE_OF_TOKEN, [good])
     with pytest.raises(ValueError, match=r"specs\[1\].kind is 'kl': choose one of skewed_forward"):

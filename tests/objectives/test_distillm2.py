@@ -113,6 +113,18 @@ def test_only_the_releases_skew_carries_gradient_and_only_inside_the_clip() -> N
     assert grad[[1, 3]].tolist() == [0.0, 0.0]
 
 
+def test_log_probs_are_only_metrics_while_the_skew_does_not_adapt() -> None:
+    terms = one_token_pairs([[0.0, 0.0]])
+    known = replace(terms, state=anchors(0.1, 0.1))
+    later = replace(known, progress=LATER)
+    release = DistiLLM2(form="release")
+    assert DistiLLM2(skew="fixed").logps_are_metrics(later)
+    assert release.logps_are_metrics(terms)
+    assert not release.logps_are_metrics(known)
+    assert DistiLLM2().logps_are_metrics(known)
+    assert not DistiLLM2().logps_are_metrics(later)
+
+
 def test_each_side_has_its_own_divergence_and_the_release_anchors_the_second() -> None:
     terms = one_token_pairs([[0.0, 0.0]] * 2)
     for objective, reverse in (
@@ -240,4 +252,4 @@ def test_what_is_missing_is_named() -> None:
     with pytest.raises(ValueError, match="`divergences` is missing"):
         DistiLLM2()(replace(terms, divergences=None))
     with pytest.raises(ValueError, match="`teacher_logps` is missing"):
-        DistiLLM2().divergences(replace(terms, teacher_logps=None))
+        DistiLLM2()(replace(terms, teacher_logps=None))
