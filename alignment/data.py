@@ -12,7 +12,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PairRule = Literal["best_worst"]
+_FORMAT = "2"
+"""Part of the cache's key; raised when the same rows become other ids than before."""
+
 NamedRows = Iterable[tuple[str, "Mapping[str, Any] | Group"]]
 
 
@@ -315,6 +318,7 @@ class Preparation:
         vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(tokenizer)
         return repr(
             (
+                _FORMAT,
                 vocabulary,
                 tokenizer.chat_template,
                 tokenizer.eos_token_id,
@@ -410,7 +414,7 @@ def check_needs(group: Group, objective: Objective) -> None:
 
 
 def _rejected(origin: str, row: Mapping[str, Any] | Group, error: RowError) -> dict[str, Any]:
-    shown = {"prompt": row.prompt} if isinstance(row, Group) else dict(row)
+    shown = asdict(row) if isinstance(row, Group) else dict(row)
     empty = dict.fromkeys(_features())
     text = json.dumps(shown, ensure_ascii=False, default=str)
     told = {"origin": origin, "reason": error.reason, "message": str(error), "row": text}
