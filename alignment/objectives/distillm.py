@@ -16,6 +16,7 @@ from alignment.objectives.base import (
     mean_divergences,
     role_metrics,
     sum_responses,
+    sum_tokens,
 )
 
 
@@ -60,6 +61,9 @@ class DistiLLM(Objective):
         losses = sum_responses(divergences, terms)  # (G,)
         return ObjectiveOutput(
             terms=(LossTerm.mean(losses),),
-            metrics=role_metrics("divergences", divergences, terms),
+            metrics={
+                **role_metrics("divergences", divergences, terms),
+                **role_metrics("logps", sum_tokens(terms.logps, terms), terms),
+            },
             parts={"per_example": losses, "divergences": divergences},
         )
