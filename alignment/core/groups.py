@@ -197,14 +197,12 @@ def row_from_group(group: Group) -> dict[str, Any]:
         for name, role in (("chosen", CHOSEN), ("rejected", REJECTED)):
             response = group.responses[roles.index(role)]
             row[name] = response.content
-            if response.reward is not None:
-                row[f"score_{name}"] = response.reward
+            row |= _given({f"score_{name}": response.reward})
     elif len(roles) == 1 and roles[0] != NEITHER:
-        row["completion"] = group.responses[0].content
-        if rewards[0] is not None:
-            row["reward"] = rewards[0]
-        if roles[0] == REJECTED or group.responses[0].weight is not None:
-            row["label"] = roles[0] == CHOSEN
+        (response,) = group.responses
+        row["completion"] = response.content
+        label = False if response.role == REJECTED else None
+        row |= _given({"label": label, "reward": response.reward, "weight": response.weight})
     else:
         row["responses"] = [response.content for response in group.responses]
         row["rewards"] = rewards
@@ -213,6 +211,10 @@ def row_from_group(group: Group) -> dict[str, Any]:
     if group.meta:
         row["meta"] = dict(group.meta)
     return row
+
+
+def _given(columns: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in columns.items() if value is not None}
 
 
 def _pair(row: Mapping[str, Any]) -> Group:
@@ -283,7 +285,8 @@ def _single(row: Mapping[str, Any], response: Content) -> Group:
         response, _number(row, "reward"), CHOSEN if label else REJECTED, _number(row, "weight")
     )
     judgment = str(row.get("judgment", "")).strip()
-    if not judgment:
+    _check_content(prompt, "`prompt`")
+    if not judgment or not prompt:
         return Group(prompt, (plain,), _meta(row))
     if judgment in _JUDGE_FAILURES:
         raise RowError("judgment_error", f"the judgment is a placeholder for an error: {judgment}")
@@ -303,6 +306,8 @@ def _with_judgment(prompt: Content, judgment: str) -> Content:
 
 def _alpaca(row: Mapping[str, Any]) -> Group:
     prompt = row["instruction"]
+    if not isinstance(prompt, str):
+        raise RowError("bad_type", f"`instruction` must be text, got {type(prompt).__name__}")
     if row.get("input"):
         prompt = f"{prompt}\n\n{row['input']}"
     return _single({**row, "prompt": f"{prompt}\n\n"}, row["output"])

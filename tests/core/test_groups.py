@@ -13,6 +13,7 @@ from alignment.core.groups import (
     Group,
     Response,
     RowError,
+    as_chat,
     binarise,
     group_from_row,
     row_from_group,
@@ -188,6 +189,45 @@ def test_an_alpaca_row_joins_instruction_and_input(extra: str, prompt: str):
     assert [r.content for r in group.responses] == ["3"]
 
 
+@pytest.mark.parametrize("judgment", [None, "", " \n"])
+def test_a_response_without_a_found_fault_is_one_to_imitate(judgment: str | None):
+    group = group_from_row({"prompt": "Q", "completion": "a", "judgment": judgment})
+    assert [(r.content, r.role, r.twin) for r in group.responses] == [("a", CHOSEN, None)]
+
+
+def test_a_judged_response_is_read_under_its_prompt_and_under_prompt_and_judgment():
+    group = group_from_row({"prompt": "Q {x}\n", "completion": "a", "judgment": " {wrong} "})
+    plain, judged = group.responses
+    assert (plain.content, plain.role, plain.prompt, plain.twin) == ("a", REJECTED, None, None)
+    assert (judged.content, judged.role, judged.twin) == ("a", REJECTED, 0)
+    assert isinstance(judged.prompt, str)
+    assert judged.prompt.startswith("Q {x}")
+    assert judged.prompt.endswith("{wrong}\n")
+
+
+def test_a_judgment_of_a_conversation_joins_the_last_turn_of_the_prompt():
+    turns = [user("1"), assistant("2"), user("3"), assistant("4")]
+    plain, judged = group_from_row({"messages": turns, "judgment": "wrong"}).responses
+    assert judged.content == plain.content == [assistant("4")]
+    assert isinstance(judged.prompt, list)
+    assert judged.prompt[:2] == turns[:2]
+    assert judged.prompt[2]["content"].startswith("3")
+    assert judged.prompt[2]["content"].endswith("wrong")
+    assert turns[2] == user("3")
+
+
+def test_plain_text_can_be_read_as_turns_of_a_chat():
+    group = as_chat(group_from_row({"instruction": "Sum up.", "input": "1 2", "output": " 3"}))
+    assert group.prompt == [user("Sum up.\n\n1 2")]
+    assert [r.content for r in group.responses] == [[assistant("3")]]
+    _, judged = as_chat(
+        group_from_row({"prompt": "Q", "completion": "a", "judgment": "wrong"})
+    ).responses
+    assert isinstance(judged.prompt, list)
+    assert [message["role"] for message in judged.prompt] == ["user"]
+    assert as_chat(group) is group
+
+
 def test_columns_that_hold_nothing_do_not_choose_the_format():
     row = {"prompt": "Q", "completion": "a", "chosen": None, "rejected": None, "messages": None}
     assert group_from_row(row).responses[0].content == "a"
@@ -259,6 +299,12 @@ GROUP = {"prompt": "Q", "responses": ["a", "b"], "rewards": [1, 0]}
         ({"instruction": "Q", "completions": ["a"]}, "bad_type", "completions[0]"),
         ({"instruction": "Q", "completions": 3}, "bad_type", "`completions`"),
         ({"messages": "abc"}, "bad_type", "`messages`"),
+        ({"instruction": [user("Q")], "output": "a"}, "bad_type", "`instruction`"),
+        ({"prompt": 3, "completion": "a", "judgment": "bad"}, "bad_type", "`prompt`"),
+        ({"prompt": "", "completion": "a", "judgment": "bad"}, "no_prompt", "prompt"),
+        ({"messages": [assistant("a")], "judgment": "bad"}, "no_prompt", "prompt"),
+        ({"prompt": "Q", "completion": "a", "judgment": "$ERROR$"}, "judgment_error", "$ERROR$"),
+        ({"prompt": "Q", "completion": "a", "weight": "heavy"}, "bad_reward", "weight"),
         ({"messages": ["abc"]}, "bad_type", "`messages`"),
     ],
 )
@@ -276,6 +322,7 @@ def test_no_row_of_json_values_raises_anything_but_a_row_error():
     columns = (
         *("prompt", "chosen", "rejected", "responses", "rewards", "models", "completions"),
         *("completion", "messages", "instruction", "input", "output", "label", "reward", "meta"),
+        *("judgment", "weight", "score_chosen"),
     )
     keys = ("role", "content", "text", "response", "reward", "overall_score", "model")
 
@@ -377,7 +424,7 @@ def test_how_a_tie_falls_does_not_depend_on_the_rows_around_it():
         {**GROUP, "rewards": [1.0, 0.0], "models": ["x", None]},
         {"prompt": "Q", "responses": ["a"], "rewards": [0.5]},
         {"prompt": "Q", "completion": "a", "label": False},
-        {"prompt": "Q", "completion": "a", "reward": 2.0},
+        {"prompt": "Q", "completion": "a", "reward": 2.0, "weight": 0.5},
         {"prompt": [user("Q")], "completion": [assistant("a")]},
     ],
 )
