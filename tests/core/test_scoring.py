@@ -24,6 +24,8 @@ from alignment.core.scoring import (
     policy_logps,
 )
 from alignment.objectives.apo import APO
+from alignment.objectives.base import GroupTerms
+from alignment.objectives.distillm2 import DistiLLM2
 from alignment.objectives.dpo import DPO
 from alignment.objectives.sft import SFT
 from tests.core.batches import adapted, adapter_gradient, ragged_groups, token_group
@@ -355,3 +357,42 @@ def test_counts_are_known_without_a_model(objective: Any):
 
 def test_a_filler_counts_for_nothing():
     assert scorer_of(DPO()).counts(pack(pairs(), "shared", PAD, real=False)).tolist() == [0.0]
+
+
+# ---- Teacher ----
+
+
+def distilled(model: PeftModel, layout: Layout) -> tuple[GroupTerms, PreTrainedModel]:
+    teacher = tiny_model("qwen3", seed=7)
+    add_scored_forward(teacher)
+    batch = pack(pairs(), layout, PAD)
+    return scorer_of(DistiLLM2(), teacher=teacher)(model, batch), teacher
+
+
+def test_a_teacher_of_another_family_is_scored_on_the_same_tokens():
+    terms, teacher = distilled(adapted("llama"), "shared")
+    assert terms.teacher_logps is not None
+    with torch.no_grad():
+        assert largest(terms.teacher_logps, alone(teacher, pairs())) < 1e-5
+    assert not terms.teacher_logps.requires_grad
+    assert all(weight.grad is None for weight in teacher.parameters())
+
+
+def test_divergences_do_not_depend_on_the_layout():
+    model = adapted("llama")
+    losses, gradients = [], []
+    for layout in LAYOUTS:
+        terms, _ = distilled(model, layout)
+        assert terms.divergences is not None
+        losses.append(DistiLLM2()(terms).loss())
+        losses[-1].backward()
+        gradients.append(adapter_gradient(model))
+    assert float(losses[0].detach()) == pytest.approx(float(losses[1].detach()), rel=1e-5)
+    assert float(losses[0].detach()) > 1e-3
+    assert relative(*gradients) < 1e-5
+
+
+def test_a_missing_teacher_is_named_with_the_remedy(llama: PreTrainedModel):
+    add_scored_forward(llama)
+    with pytest.raises(ValueError, match="DistiLLM2 needs a teacher: set `teacher_model_name"):
+        scorer_of(DistiLLM2())(llama, pack(pairs(), "shared", PAD))
