@@ -302,7 +302,7 @@ def _keep_gradient_in_four_bits(policy: nn.Module) -> None:
     """
     for module in policy.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def _zero_stage(args: GroupConfig) -> int:
