@@ -253,8 +253,9 @@ def test_rows_hold_every_item_once_and_none_beyond_capacity():
 
 
 def test_an_item_goes_where_it_leaves_the_least_room():
-    """Capacity 10: 7 and 6 open rows with room 3 and 4; 4 fills the second, 3 the first."""
-    assert fill_rows([3, 7, 4, 6], 10) == [[1, 0], [3, 2]]
+    """Capacity 10: 7 and 6 open rows with room 3 and 4; 3 fits both and fills the first."""
+    assert fill_rows([3, 7, 6], 10) == [[1, 0], [2]]
+    assert fill_rows([3, 6, 7], 10) == [[2, 0], [1]]
 
 
 def test_equal_sequences_share_one_row_until_masks_cost_more():

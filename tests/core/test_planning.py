@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -80,11 +81,12 @@ def test_all_ranks_make_the_same_number_of_calls():
 
 def test_a_pass_without_groups_repeats_the_shortest_one_of_its_step_as_a_filler():
     """Five groups in eight bins: three passes keep step with the others and count for nothing."""
-    a_plan = plan(5, batch_size=5, world_size=4, accumulation=2)
-    bins = [members for rank in range(4) for members in a_plan.bins(0, rank)]
-    shortest = int(a_plan.lengths.argmin())
-    assert sorted(bins)[:3] == [filler(shortest)] * 3
-    assert sorted(index for members in sorted(bins)[3:] for index in members) == list(range(5))
+    for seed in range(5):
+        a_plan = plan(5, batch_size=5, world_size=4, accumulation=2, seed=seed)
+        bins = [members for rank in range(4) for members in a_plan.bins(0, rank)]
+        shortest = int(a_plan.lengths.argmin())
+        assert sorted(bins)[:3] == [filler(shortest)] * 3
+        assert sorted(index for members in sorted(bins)[3:] for index in members) == list(range(5))
 
 
 def test_a_filler_names_a_group_and_is_told_from_it():
@@ -107,6 +109,21 @@ def test_the_ranks_of_one_pass_carry_about_the_same_load():
                     load - int(lengths[members].min()) <= loads[-1]
                     for load, members in zip(loads, dealt, strict=True)
                 )
+
+
+def test_the_ranks_wait_for_one_another_as_little_as_the_bins_allow():
+    """Of bins sorted by load, the fullest go to the first pass of every rank, and so on."""
+    for a_plan in random_plans(60):
+        ranks = steps_by_rank(a_plan, 0)
+        for step in range(a_plan.steps_per_epoch):
+            passes = [
+                [
+                    sum(int(a_plan.lengths[index]) for index in rank[step][number] if index >= 0)
+                    for rank in ranks
+                ]
+                for number in range(a_plan.accumulation)
+            ]
+            assert all(min(fuller) >= max(emptier) for fuller, emptier in pairwise(passes))
 
 
 def test_dealing_longest_first_in_figures():
