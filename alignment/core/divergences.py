@@ -52,11 +52,11 @@ class Chunks(NamedTuple):
         """A fair choice.
 
         An eighth of the tokens, at least 4, and at most 64 MB (CUDA: 256 MB) a buffer; tiles of
-        4 MB (CUDA: 64 MB), as each costs a fixed number of kernels or of meetings of threads.
+        8 MB (CUDA: 64 MB), as each costs a fixed number of kernels or of meetings of threads.
         """
         cuda = device.type == "cuda"
         rows = max(4, min(tokens // 8, 2 ** (26 if cuda else 24) // vocabulary))
-        return cls(rows, max(4096, 2 ** (24 if cuda else 20) // rows))
+        return cls(rows, max(4096, 2 ** (24 if cuda else 21) // rows))
 
 
 class Comparison(NamedTuple):
@@ -330,14 +330,14 @@ def _diverge(
     kind, skew = task.kinds[column], skews[rows.tokens, column, None]
     reverse = kind in ("skewed_reverse_kl", "anchored_reverse_kl")
     of_p, of_q = (1 - skew, skew) if reverse else (skew, 1 - skew)  # (n, 1) parts of the mixture
-    value, share, pushed = skew.new_zeros((3, *skew.shape))
+    value, pushed, share = skew.new_zeros((3, *skew.shape))
     for part in _tiles(task):
         tile = _tile(kind, rows.p.tile(part), rows.q.tile(part), of_p, of_q)
         value += tile.value
+        pushed += tile.pushed
         share += tile.share
         if pull is not None:
             pull[:, part] = tile.push
-            pushed += tile.push.sum(1, keepdim=True)
     if pull is not None:
         _close(pull, pushed, rows.q, task)
     slope = share if kind == "jensen_shannon" else (share - of_q) / (of_p * of_q)
@@ -350,11 +350,13 @@ class _Tile(NamedTuple):
     Attributes:
         value: (n, 1), to the divergence.
         push: (n, v), its derivative by log q, up to multiples of q, which a log-softmax cancels.
+        pushed: (n, 1), the sum of `push`.
         share: (n, 1), to the sum that its derivative by the skew is made of.
     """
 
     value: Tensor
     push: Tensor
+    pushed: Tensor
     share: Tensor
 
 
@@ -365,21 +367,24 @@ def _tile(kind: DivergenceKind, log_p: Tensor, log_q: Tensor, of_p: Tensor, of_q
     """
     log_m = torch.logaddexp(log_p + of_p.log(), log_q + of_q.log())
     if kind == "jensen_shannon":
-        from_q = log_q.exp().mul_(log_q - log_m)
-        from_p = log_p.exp().mul_(log_p - log_m).sum(1, keepdim=True)
-        sum_q = from_q.sum(1, keepdim=True)
-        return _Tile(of_p * from_p + of_q * sum_q, from_q.mul_(of_q), from_p - sum_q)
-    student_part = (log_q - log_m).add_(of_q.log()).exp_()  # of_q q / m, in [0, 1]
+        terms_q = log_q.exp().mul_(log_q.sub_(log_m)).mul_(of_q)
+        kl_p = log_p.exp().mul_(log_p.sub_(log_m)).sum(1, keepdim=True)
+        pushed = terms_q.sum(1, keepdim=True)
+        return _Tile(of_p * kl_p + pushed, terms_q, pushed, kl_p - pushed / of_q)
+    part_of_q = (log_q - log_m).add_(of_q.log()).exp_()  # of_q q / m, in [0, 1]
     if kind == "skewed_forward_kl":
         p = log_p.exp()
-        share = student_part.mul_(p)
-        value = p.mul_(log_p - log_m).sum(1, keepdim=True)
-        return _Tile(value, share.neg(), share.sum(1, keepdim=True))
+        shares = part_of_q.mul_(p)
+        value = p.mul_(log_p.sub_(log_m)).sum(1, keepdim=True)
+        share = shares.sum(1, keepdim=True)
+        return _Tile(value, shares.neg_(), -share, share)
     q = log_q.exp()
-    share = student_part.mul_(q)
-    value = q.mul_(log_q - log_m)
-    push = value - share if kind == "skewed_reverse_kl" else value
-    return _Tile(value.sum(1, keepdim=True), push, share.sum(1, keepdim=True))
+    share = torch.linalg.vecdot(q, part_of_q).unsqueeze(1)
+    terms_q = q * log_q.sub_(log_m)
+    value = terms_q.sum(1, keepdim=True)
+    if kind == "skewed_reverse_kl":
+        return _Tile(value, terms_q.sub_(part_of_q.mul_(q)), value - share, share)
+    return _Tile(value, terms_q, value, share)
 
 
 def _close(pull: Tensor, pushed: Tensor, q: _Side, task: _Task) -> None:
