@@ -51,11 +51,11 @@ class Chunks(NamedTuple):
     def of(cls, tokens: int, vocabulary: int, device: torch.device) -> Chunks:
         """A fair choice.
 
-        An eighth of the tokens, at least 4, and at most 64 MB (CUDA: 256 MB) a buffer; tiles of
+        A sixth of the tokens, at least 4, and at most 64 MB (CUDA: 256 MB) a buffer; tiles of
         8 MB (CUDA: 64 MB), as each costs a fixed number of kernels or of meetings of threads.
         """
         cuda = device.type == "cuda"
-        rows = max(4, min(tokens // 8, 2 ** (26 if cuda else 24) // vocabulary))
+        rows = max(4, min(tokens // 6, 2 ** (26 if cuda else 24) // vocabulary))
         return cls(rows, max(4096, 2 ** (24 if cuda else 21) // rows))
 
 
