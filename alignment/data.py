@@ -249,6 +249,18 @@ class GroupDataset:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
+class NothingUsable(UserError):
+    """Every row was rejected.
+
+    Attributes:
+        groups: Without a group, but with the rejects.
+    """
+
+    def __init__(self, message: str, groups: GroupDataset) -> None:
+        super().__init__(message)
+        self.groups = groups
+
+
 @dataclass(frozen=True)
 class Preparation:
     """How rows become groups of ids; everything the result depends on beside the rows.
@@ -279,7 +291,8 @@ class Preparation:
             max_rows: Reads no more rows than this, for streams without end.
 
         Raises:
-            UserError: No row can be used.
+            NothingUsable: There are rows, but every one was rejected.
+            UserError: There is no row, or the file that holds them is damaged.
         """
         import datasets
         from datasets.fingerprint import Hasher, generate_random_fingerprint
@@ -307,7 +320,7 @@ class Preparation:
         if not kept:
             first = table[0]["message"] if dropped else "the data has no row"
             where = f" (first: {table[0]['origin']}: {first})" if dropped else ""
-            raise UserError(f"no row can be used: {prepared.report}{where}")
+            raise NothingUsable(f"no row can be used: {prepared.report}{where}", prepared)
         if "twin" in self.objective.needs and all(twin is None for twin in table["twin"]):
             name = type(self.objective).__name__
             raise UserError(f"{name} needs records with a `judgment`; no row of this data has one")

@@ -32,7 +32,14 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 
 from alignment.cli import UserError, load_yaml, run, unknown
-from alignment.data import GroupDataset, Preparation, Source, fingerprint_sources, read_sources
+from alignment.data import (
+    GroupDataset,
+    NothingUsable,
+    Preparation,
+    Source,
+    fingerprint_sources,
+    read_sources,
+)
 from alignment.objectives import load_objective
 from alignment.objectives.base import Objective
 from alignment.trainers.base import GroupTrainer, preparation
@@ -157,7 +164,12 @@ def build_trainer(recipe: Recipe) -> GroupTrainer:
     checkpoint = _checkpoint(args)
     if checkpoint is not None and not Path(checkpoint).is_dir():
         raise UserError(f"resume_from_checkpoint: no such folder: {checkpoint}")
-    train, evaluation = prepare_data(recipe)
+    try:
+        train, evaluation = prepare_data(recipe)
+    except NothingUsable as error:
+        rejects = Path(args.output_dir) / "rejects.jsonl"
+        error.groups.write_rejects(rejects)
+        raise UserError(f"{error}; all rows with their reasons: {rejects}") from None
     _report_data(train, evaluation, Path(args.output_dir))
     args.model_init_kwargs = {
         "revision": model.model_revision,
@@ -188,6 +200,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "httpcore", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     recipe = parse_recipe(sys.argv[1:] if argv is None else argv)
     if not PartialState().is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
@@ -196,7 +209,7 @@ def main(argv: list[str] | None = None) -> None:
     args = recipe.training
     with _telling_when_full(Path(args.output_dir)):
         trainer.train(resume_from_checkpoint=_checkpoint(args))
-        metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
+        metrics = _last_evaluation(trainer)
         trainer.save_model()
         trainer.save_state()
     if trainer.is_world_process_zero():
@@ -204,6 +217,16 @@ def main(argv: list[str] | None = None) -> None:
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=recipe.data.dataset_name)
     trainer.accelerator.end_training()
+
+
+def _last_evaluation(trainer: GroupTrainer) -> dict[str, float]:
+    """Metrics of the trained model on the evaluation set, taken anew only if they are older."""
+    if trainer.eval_dataset is None:
+        return {}
+    history = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    if history and history[-1]["step"] == trainer.state.global_step:
+        return cast("dict[str, float]", history[-1])
+    return trainer.evaluate()
 
 
 def _words(word: str) -> list[str]:
@@ -355,7 +378,10 @@ def _mapping(value: Any) -> dict[str, Any]:
         try:
             value = json.loads(value)
         except json.JSONDecodeError:
-            raise UserError(f'expected a mapping such as {{"beta": 0.1}}, got `{value}`') from None
+            raise UserError(
+                "objective_kwargs and model_init_kwargs take a mapping such as "
+                f'`{{"beta": 0.1}}`, got `{value}`'
+            ) from None
     return dict(value or {})
 
 

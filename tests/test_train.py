@@ -211,7 +211,10 @@ def test_rows_that_cannot_be_used_are_named_with_their_reason(
     assert "no row can be used" in message
     assert "pairs.jsonl:1" in message
     assert reason in message
-    assert left_behind(out) == []
+    # Where nothing is left to train on, the rejects are all there is.
+    assert left_behind(out) == ["rejects.jsonl"]
+    (line,) = (out / "rejects.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["reason"].startswith(reason)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +267,9 @@ def test_a_recipe_that_cannot_run_is_refused_in_one_line(
 ):
     found = refusal(recipe(**changes))
     assert re.search(message, found), found
-    assert left_behind(out) == []
+    # Data that does not fit the objective is listed, row by row.
+    rejected = ["rejects.jsonl"] if "no row can be used" in found else []
+    assert left_behind(out) == rejected
 
 
 @pytest.mark.parametrize("flag", ["--learning_rat", "--learning-rat", "--learning_rat=1"])

@@ -257,7 +257,9 @@ def _scored(row: Mapping[str, Any]) -> Group:
         responses.append(
             Response(
                 record.get("text") or record.get("response") or record.get("content") or "",
-                None if reward is None else _finite(reward, f"rewards[{index}]"),
+                None
+                if reward is None and rewards is None
+                else _finite(reward, f"rewards[{index}]"),
                 model=models[index] if models is not None else record.get("model"),
             )
         )

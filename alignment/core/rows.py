@@ -66,7 +66,10 @@ def _read_lines(path: Path) -> Iterator[tuple[str, Row]]:
         with _open(path) as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield f"{path.name}:{number}", _object(json.loads(line), f"{path}:{number}")
+                    yield (
+                        f"{path.name}:{number}",
+                        _object(json.loads(line.rstrip()), f"{path}:{number}"),
+                    )
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}:{number}: broken JSON ({error.msg} at column {error.colno}); "

@@ -20,7 +20,7 @@ from trl.models.activation_offloading import get_act_offloading_ctx_manager
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import create_model_from_path, disable_dropout_in_model
 
-from alignment.cli import UserError
+from alignment.cli import UserError, nearest
 from alignment.core.reference import fingerprint_files
 from alignment.core.scoring import REFERENCE_ADAPTER, add_scored_forward
 from alignment.trainers.config import GroupConfig
@@ -315,6 +315,11 @@ def _not_a_model(source: str, error: Exception) -> str:
         return f"`{source}` is not a model folder: it holds no config.json"
     if Path(source).exists():
         return f"`{source}` is not a model folder: {str(error).splitlines()[0]}"
+    parent = Path(source).parent
+    if parent.is_dir() and str(parent) != ".":
+        near = nearest(Path(source).name, [path.name for path in parent.iterdir()])
+        hint = f"; did you mean `{parent / near}`?" if near else ""
+        return f"no such model folder: {source}{hint}"
     return (
         f"model `{source}` is neither a folder here nor could it be loaded from the Hub: "
         f"{str(error).splitlines()[0]}"

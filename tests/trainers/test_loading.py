@@ -39,7 +39,8 @@ def test_a_name_that_is_no_model_is_refused_in_one_line(load: Any, tmp_path: Pat
     file = tmp_path / "notes.txt"
     file.write_text("no model")
     expected = {
-        str(tmp_path / "absent"): "is neither a folder here nor could it be loaded from the Hub",
+        "nobody/nothing": "is neither a folder here nor could it be loaded from the Hub",
+        str(tmp_path / "empti"): "no such model folder: .*did you mean `.*empty`",
         str(folder): "is not a model folder: it holds no config.json",
         str(file): "is not a model folder",
     }
