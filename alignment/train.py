@@ -23,6 +23,8 @@ from typing import Any, NoReturn, cast
 
 # TRL's trainers report their use to a server unless they are told not to.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# Importing bitsandbytes warns of an optional kernel, which reads like a broken installation.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 from accelerate import PartialState
 from datasets import disable_progress_bars
@@ -200,7 +202,6 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "httpcore", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     recipe = parse_recipe(sys.argv[1:] if argv is None else argv)
     if not PartialState().is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
