@@ -61,7 +61,7 @@ def save_blank(folder: str | Path, seed: int) -> Path:
         num_attention_heads=HEADS,
         num_key_value_heads=HEADS,
         max_position_embeddings=LONGEST,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

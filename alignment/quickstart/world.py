@@ -27,9 +27,10 @@ VERSION = "1"
 """Of everything below; runs made by different versions are told apart by it."""
 
 WORDS = [
-    *("ant", "ape", "bat", "bee", "cat", "cod", "cow", "cub", "dog", "eel", "elk", "emu"),
-    *("ewe", "fly", "fox", "gnu", "hen", "hog", "jay", "owl", "pig", "ram", "rat", "yak"),
+    *("ant", "box", "cup", "dog", "egg", "fan", "gem", "hat", "ink", "jar", "key", "log"),
+    *("map", "net", "oak", "pen", "rug", "sun", "toy", "urn", "van", "web", "yak", "zoo"),
 ]
+"""Of one length, and no two begin alike: a model this small learns to copy them in minutes."""
 LENGTHS = range(2, 6)
 """Words in a prompt."""
 HELD_OUT_SHARE = 0.2
