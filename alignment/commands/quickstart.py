@@ -90,7 +90,7 @@ class Options:
     )
     batch_size: int = field(default=24, metadata={"help": "pairs in a step"})
     learning_rate: float | None = field(
-        default=None, metadata={"help": "on pairs; unset, 5e-4 in the world, else 2e-5"}
+        default=None, metadata={"help": "on pairs; unset, 1e-3 in the world, else 2e-5"}
     )
     max_tokens: int | None = field(
         default=None, metadata={"help": "longest answer, tokens; unset, 48 in the world, else 512"}
@@ -197,7 +197,7 @@ def _world_plan(options: Options, kwargs: dict[str, Any]) -> list[Stage]:
         training=(
             *("--max_steps", options.steps or 160, "--use_cpu", "true"),
             *("--per_device_train_batch_size", options.batch_size),
-            *("--learning_rate", options.learning_rate or 5e-4),
+            *("--learning_rate", options.learning_rate or 1e-3),
         ),
         sampling=(
             *("--max_tokens", options.max_tokens or 48, "--device", "cpu"),

@@ -62,10 +62,9 @@ def write_world(
         for row in shown
     )
     _write(folder / "demonstrations.jsonl", rows)
-    # Those beyond the demonstrated ones, so that answers are the model's own and not remembered.
-    fresh = world.prompts("train", demonstrations + train_prompts, seed)[demonstrations:]
-    unseen = world.prompts("held_out", held_out_prompts, seed)
-    _write_prompts(folder, map(as_messages, fresh), map(as_messages, unseen))
+    train = world.prompts("train", train_prompts, seed)
+    held_out = world.prompts("held_out", held_out_prompts, seed)
+    _write_prompts(folder, map(as_messages, train), map(as_messages, held_out))
 
 
 def split_prompts(  # noqa: PLR0913 - all named

@@ -1,6 +1,6 @@
 """A small world of instructions whose answers a program can check.
 
-A prompt names a task and two to five words: `sort: owl fox hen`. An answer may end with a full stop
+A prompt names a task and two to four words: `sort: owl fox hen`. An answer may end with a full stop
 or not; both are right, so a reviser has a style to keep. Prompts are held out by their *set* of
 words: what is asked there was never asked in training, in no order and under no task.
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Literal, NamedTuple
 
 from rapidfuzz.distance import Levenshtein
@@ -31,7 +30,7 @@ WORDS = [
     *("map", "net", "oak", "pen", "rug", "sun", "toy", "urn", "van", "web", "yak", "zoo"),
 ]
 """Of one length, and no two begin alike: a model this small learns to copy them in minutes."""
-LENGTHS = range(2, 6)
+LENGTHS = range(2, 5)
 """Words in a prompt."""
 HELD_OUT_SHARE = 0.2
 FLAWED_SHARE = 0.35
@@ -69,19 +68,26 @@ def prompts(split: Split, count: int, seed: int) -> list[str]:
     Args:
         split: Which side.
         count: How many, thousands at most.
-        seed: Of the draw; a larger `count` goes on where a smaller one ended.
+        seed: Of the draw.
     """
-    return list(islice(_draws(split, random.Random(f"{split} {seed}")), count))
+    drawn: dict[str, None] = {}
+    draws = _draws(split, random.Random(f"{split} {seed}"))
+    while len(drawn) < count:
+        drawn[next(draws)] = None
+    return list(drawn)
 
 
 def demonstrations(count: int, seed: int) -> list[Demonstration]:
-    """Training prompts with answers, of which `FLAWED_SHARE` are wrong on purpose."""
+    """Training prompts with answers, of which `FLAWED_SHARE` are wrong on purpose.
+
+    Short prompts are few and come up more than once, so that all lengths are shown alike.
+    """
     rng = random.Random(f"demonstrations {seed}")
     flawed = [index < round(FLAWED_SHARE * count) for index in range(count)]
     rng.shuffle(flawed)
     return [
         Demonstration(prompt, (_flaw(prompt, rng) if wrong else _right(prompt)) + rng.choice(_ENDS))
-        for prompt, wrong in zip(prompts("train", count, seed), flawed, strict=True)
+        for wrong, prompt in zip(flawed, _draws("train", rng), strict=False)
     ]
 
 
@@ -128,14 +134,11 @@ _ENDS = ("", ".")
 
 
 def _draws(split: Split, rng: random.Random) -> Iterator[str]:
-    seen: set[str] = set()
     while True:
         task = rng.choice(list(TASKS))
         words = rng.sample(WORDS, rng.choice(LENGTHS))
-        prompt = f"{task}: {' '.join(words)}"
-        if split_of(words) == split and prompt not in seen:
-            seen.add(prompt)
-            yield prompt
+        if split_of(words) == split:
+            yield f"{task}: {' '.join(words)}"
 
 
 def _read(prompt: str) -> tuple[str, list[str]]:

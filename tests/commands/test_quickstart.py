@@ -14,7 +14,7 @@ from alignment.core.rows import read_rows
 from alignment.quickstart.stages import RECORD
 from tests.llm.server import Answer, Body, last_words, serve
 
-REDUCED = ["--sft-steps", "300", "--train-prompts", "1000", "--steps", "80"]
+REDUCED = ["--sft-steps", "500", "--train-prompts", "1200", "--steps", "80"]
 
 
 def options(*words: object) -> Options:

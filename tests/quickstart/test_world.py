@@ -41,7 +41,7 @@ def test_no_set_of_words_is_on_both_sides_of_the_split():
         for split in ("train", "held_out")
     }
     assert len(sides["train"]) > 2000
-    assert len(sides["held_out"]) > 2000
+    assert len(sides["held_out"]) > 1000
     assert not sides["train"] & sides["held_out"]
 
 
@@ -59,6 +59,14 @@ def test_prompts_are_distinct_repeatable_and_of_every_task():
     assert drawn[:100] == world.prompts("train", 100, 7)
     assert drawn != world.prompts("train", 3000, 8)
     assert {prompt.partition(":")[0] for prompt in drawn} == set(world.TASKS)
+
+
+def test_every_length_is_as_common_in_demonstrations_as_in_held_out_prompts():
+    shown = [row.prompt for row in world.demonstrations(6000, 0)]
+    for drawn in (shown, world.prompts("train", 1500, 0), world.prompts("held_out", 400, 0)):
+        lengths = [len(prompt.partition(": ")[2].split()) for prompt in drawn]
+        for length in world.LENGTHS:
+            assert 0.2 < lengths.count(length) / len(lengths) < 0.45
 
 
 def test_about_a_fifth_of_all_sets_of_words_is_held_out():
