@@ -299,7 +299,7 @@ def refusal(
     ("objective", "row", "told"),
     [
         ("nca", {**SCORED, "rewards": None}, "NCA needs `rewards`; this row has no such labels"),
-        ("nca", {**SCORED, "rewards": [1, None]}, "NCA needs `rewards`"),
+        ("nca", {**SCORED, "rewards": [1, None]}, "`rewards[1]` is not a number: None"),
         ("nca", {**SCORED, "rewards": [1, math.nan]}, "`rewards[1]` is nan"),
         ("infonca", {**SCORED, "rewards": [math.inf, 0]}, "`rewards[0]` is inf"),
         ("infonca", {**SCORED, "rewards": [1, 0, 2]}, "2 `responses` but 3 `rewards`"),
