@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from alignment.core.attention import attention_mask
-from alignment.core.divergences import HeadInput, token_divergences
+from alignment.core.divergences import HeadInput, compare_tokens, token_divergences
 from alignment.core.logps import HeadTransform, token_logps
 from alignment.core.packing import PackedBatch
 from alignment.objectives.base import DivergenceSpec, GroupTerms, Objective, Progress
@@ -33,12 +33,15 @@ class ScoredOutput(ModelOutput):
     """What a model returns for a packed batch.
 
     Attributes:
-        logps: (N,) nats, log-prob of each response token.
+        logps: (N,) nats, log-prob of each response token; without gradient where one walk over the
+            vocabulary gave them beside the divergences.
+        teacher_logps: (N,) nats, those of the teacher from the same walk.
         divergences: (N, D) nats, as `Comparison.specs` asks; None without a comparison.
         head: What the logits at the predicting positions are made of, where asked for.
     """
 
     logps: Tensor | None = None
+    teacher_logps: Tensor | None = None
     divergences: Tensor | None = None
     head: HeadInput | None = None
 
@@ -49,17 +52,19 @@ class Comparison:
 
     Attributes:
         teacher: The teacher's half.
-        specs: The divergences to compute, from the policy's (N,) log-probs.
+        specs: The divergences to compute; a function of the policy's (N,) log-probs where they
+            depend on them, which then costs a walk over the vocabulary of its own.
     """
 
     teacher: HeadInput
-    specs: Callable[[Tensor], Sequence[DivergenceSpec]]
+    specs: Sequence[DivergenceSpec] | Callable[[Tensor], Sequence[DivergenceSpec]]
 
 
 def add_scored_forward(model: PreTrainedModel) -> None:
     """Lets `model(packed=batch)` return the log-probs of the batch's response tokens.
 
-    `compare` adds divergences from a teacher, `keep_head` returns what a student compares with.
+    `compare` adds divergences from a teacher; `keep_head` returns what a student compares with, and
+    `with_logps=False` that alone.
 
     The head runs inside the forward that DDP, FSDP and DeepSpeed wrap, and is called as a module,
     so their hooks fire and gather it, in the backward pass as well. Any other call is answered as
@@ -78,6 +83,7 @@ def add_scored_forward(model: PreTrainedModel) -> None:
         packed: PackedBatch | None = None,
         compare: Comparison | None = None,
         keep_head: bool = False,
+        with_logps: bool = True,
         **kwargs: Any,
     ) -> Any:
         if packed is None:
@@ -93,20 +99,31 @@ def add_scored_forward(model: PreTrainedModel) -> None:
         def score(rows: Tensor) -> ScoredOutput:
             bias = None if head.bias is None else _whole(head.bias)
             own = HeadInput(rows, _whole(head.weight), bias, transform)
-            logps = token_logps(rows, own.weight, packed.targets, bias, transform)
-            divergences = None
             if compare is not None:
-                specs = compare.specs(logps)
-                divergences = token_divergences(
-                    own, compare.teacher, packed.response_of_token, specs
-                )
-            return ScoredOutput(logps, divergences, _kept(own) if keep_head else None)
+                return _compared(own, packed, compare)
+            return ScoredOutput(
+                logps=token_logps(rows, own.weight, packed.targets, bias, transform)
+                if with_logps
+                else None,
+                head=_kept(own) if keep_head else None,
+            )
 
         rows = hidden.flatten(0, 1).index_select(0, packed.predicts)
         return _call_as(head, score, rows)
 
     # transformers' generation reads the signature of the original.
     model.forward = types.MethodType(forward, model)
+
+
+def _compared(own: HeadInput, packed: PackedBatch, compare: Comparison) -> ScoredOutput:
+    """Log-probs and divergences in one walk over the vocabulary, or two where specs need both."""
+    segments, teacher = packed.response_of_token, compare.teacher
+    if not callable(compare.specs):
+        found = compare_tokens(own, teacher, segments, compare.specs, targets=packed.targets)
+        return ScoredOutput(**found._asdict())
+    logps = token_logps(own.hidden, own.weight, packed.targets, own.bias, own.transform)
+    values = token_divergences(own, teacher, segments, compare.specs(logps))
+    return ScoredOutput(logps=logps, divergences=values)
 
 
 @dataclass
@@ -144,12 +161,16 @@ class Scorer:
         if "reference" in self.objective.needs:
             ref_logps = self.reference_logps(model, batch)
         if "teacher" in self.objective.needs:
-            told = self._teach(batch)
+            known = labels(logps=torch.zeros(batch.targets.shape, device=batch.targets.device))
+            one_walk = self.objective.logps_are_metrics(known)
+            told = self._teach(batch, with_logps=not one_walk)
             teacher_logps = told.logps
             if told.head is not None:
                 compare = Comparison(
                     told.head,
-                    lambda logps: self.objective.divergences(
+                    self.objective.divergences(known)
+                    if one_walk
+                    else lambda logps: self.objective.divergences(
                         labels(logps=logps, teacher_logps=teacher_logps)
                     ),
                 )
@@ -157,7 +178,7 @@ class Scorer:
         return labels(
             logps=scored.logps,
             ref_logps=ref_logps,
-            teacher_logps=teacher_logps,
+            teacher_logps=scored.teacher_logps if teacher_logps is None else teacher_logps,
             divergences=scored.divergences,
         )
 
@@ -181,13 +202,15 @@ class Scorer:
             counts = self.objective(terms).counts()
         return counts if batch.real else torch.zeros_like(counts)
 
-    def _teach(self, batch: PackedBatch) -> ScoredOutput:
+    def _teach(self, batch: PackedBatch, *, with_logps: bool) -> ScoredOutput:
         if self.teacher is None:
             name = type(self.objective).__name__
             raise ValueError(f"{name} needs a teacher: set `teacher_model_name_or_path`")
         compares = type(self.objective).divergences is not Objective.divergences
         with torch.no_grad(), evaluating(self.teacher):
-            output: ScoredOutput = self.teacher(packed=batch, keep_head=compares)
+            output: ScoredOutput = self.teacher(
+                packed=batch, keep_head=compares, with_logps=with_logps
+            )
         return output
 
     def reference_logps(self, model: nn.Module, batch: PackedBatch) -> Tensor:

@@ -362,11 +362,13 @@ def test_a_filler_counts_for_nothing():
 # ---- Teacher ----
 
 
-def distilled(model: PeftModel, layout: Layout) -> tuple[GroupTerms, PreTrainedModel]:
+def distilled(
+    model: PeftModel, layout: Layout, objective: DistiLLM2 | None = None
+) -> tuple[GroupTerms, PreTrainedModel]:
     teacher = tiny_model("qwen3", seed=7)
     add_scored_forward(teacher)
     batch = pack(pairs(), layout, PAD)
-    return scorer_of(DistiLLM2(), teacher=teacher)(model, batch), teacher
+    return scorer_of(objective or DistiLLM2(), teacher=teacher)(model, batch), teacher
 
 
 def test_a_teacher_of_another_family_is_scored_on_the_same_tokens():
@@ -376,6 +378,29 @@ def test_a_teacher_of_another_family_is_scored_on_the_same_tokens():
         assert largest(terms.teacher_logps, alone(teacher, pairs())) < 1e-5
     assert not terms.teacher_logps.requires_grad
     assert all(weight.grad is None for weight in teacher.parameters())
+
+
+class InTwoWalks(DistiLLM2):
+    """Says of its log-probs that it may need their gradient."""
+
+    def logps_are_metrics(self, terms: GroupTerms) -> bool:
+        return False
+
+
+def test_one_walk_over_the_vocabulary_gives_what_two_give():
+    """The fixed skew needs no log-probs: they come beside the divergences, without gradient."""
+    model = adapted("llama")
+    one, _ = distilled(model, "shared", DistiLLM2(skew="fixed"))
+    two, _ = distilled(model, "shared", InTwoWalks(skew="fixed"))
+    assert two.logps.requires_grad
+    assert not one.logps.requires_grad
+    for name in ("logps", "teacher_logps", "divergences"):
+        assert largest(getattr(one, name), getattr(two, name)) < 1e-5
+    gradients = []
+    for terms in (one, two):
+        DistiLLM2(skew="fixed")(terms).loss().backward()
+        gradients.append(adapter_gradient(model))
+    assert relative(*gradients) < 1e-6
 
 
 def test_divergences_do_not_depend_on_the_layout():
