@@ -33,7 +33,13 @@ from alignment.data import GroupDataset, PairRule, Preparation
 from alignment.objectives import load_objective
 from alignment.objectives.base import Mean, Objective, ObjectiveOutput, Progress
 from alignment.trainers.batches import plan_evaluation, plan_loader, plan_run
-from alignment.trainers.callbacks import MetricsFile, ObjectiveState, StepHooks, TokenProgress
+from alignment.trainers.callbacks import (
+    MetricsFile,
+    ObjectiveState,
+    ProgressLines,
+    StepHooks,
+    TokenProgress,
+)
 from alignment.trainers.config import GroupConfig
 from alignment.trainers.loading import load_policy, load_tokenizer, prepare_frozen
 from alignment.trainers.metrics import MeanLedger, response_metrics
@@ -165,8 +171,8 @@ class GroupTrainer(_BaseTrainer):
         self.add_callback(StepHooks(self))
         self.add_callback(MetricsFile(Path(self.args.output_dir) / "metrics.jsonl"))
         self.pop_callback(PrinterCallback)
-        if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(TokenProgress(self))
+        has_bar = self.pop_callback(ProgressCallback) is not None
+        self.add_callback(TokenProgress(self) if has_bar else ProgressLines())
 
     # ---- Batches ----
 

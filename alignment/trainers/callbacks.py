@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from alignment.trainers.base import GroupTrainer
 
 logger = logging.getLogger(__name__)
+
+SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "grad_norm", "learning_rate")
+"""What the console tells of a log, in training and evaluation; the file of metrics holds it all."""
+PAUSE = 10.0
+"""Least seconds between two lines where there is no bar."""
 
 
 class StepHooks(TrainerCallback):
@@ -112,3 +118,33 @@ class TokenProgress(ProgressCallback):
             seconds = time.monotonic() - self.started
             rate = (self.trainer.tokens_seen - self.tokens) * args.world_size / max(seconds, 1e-9)
             self.training_bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Writes a line above the bar."""
+        line = log_line(state, logs)
+        if line and self.training_bar is not None:
+            self.training_bar.write(line)
+
+
+class ProgressLines(TrainerCallback):
+    """Lines in the log for a run without a progress bar, as where the output goes to a file."""
+
+    def __init__(self) -> None:
+        self.told = -PAUSE
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Says where the run is, unless it was said a moment ago."""
+        line = log_line(state, logs)
+        if line and state.is_world_process_zero and time.monotonic() - self.told >= PAUSE:
+            self.told = time.monotonic()
+            logger.info("%s", line)
+
+
+def log_line(state: Any, logs: Mapping[str, Any]) -> str:
+    """`step 40 of 160: loss 0.93, rewards/margins 0.11`; empty where a log tells none of it."""
+    shown = [
+        f"{name} {value:.4g}"
+        for name, value in logs.items()
+        if name in SHOWN or (name.startswith("eval_") and name.endswith(SHOWN))
+    ]
+    return f"step {state.global_step} of {state.max_steps}: {', '.join(shown)}" if shown else ""

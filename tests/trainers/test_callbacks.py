@@ -10,7 +10,8 @@ import torch
 from transformers import TrainerState
 from transformers.trainer_callback import PrinterCallback
 
-from alignment.trainers.callbacks import MetricsFile, ObjectiveState
+from alignment.trainers import callbacks
+from alignment.trainers.callbacks import MetricsFile, ObjectiveState, ProgressLines, log_line
 from tests.trainers.runs import build, logged, run
 
 CONTROL = SimpleNamespace()
@@ -104,6 +105,26 @@ def test_logs_are_not_printed_as_python_objects(quiet: bool, tmp_path: Path):
     trainer = build(tmp_path, disable_tqdm=quiet)
     kinds = [type(callback) for callback in trainer.callback_handler.callbacks]
     assert PrinterCallback not in kinds
+    assert (ProgressLines in kinds) == quiet
+
+
+def test_a_run_without_a_bar_says_where_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """Two logs within the pause give one line, of the metrics that tell most."""
+    with caplog.at_level("INFO"):
+        run(tmp_path / "one", max_steps=2)
+        monkeypatch.setattr(callbacks, "PAUSE", 0.0)
+        run(tmp_path / "all", max_steps=2)
+    told = [m for m in caplog.messages if m.startswith("step ")]
+    assert [m.split(":")[0] for m in told] == ["step 1 of 2", "step 1 of 2", "step 2 of 2"]
+    assert all("loss " in m and "rewards/margins " in m and "logps" not in m for m in told)
+
+
+def test_evaluations_are_told_and_summaries_are_not():
+    now = state(3, max_steps=9)
+    assert log_line(now, {"eval_loss": 0.5, "eval_runtime": 2.0}) == "step 3 of 9: eval_loss 0.5"
+    assert log_line(now, {"train_runtime": 2.0, "train_loss": 0.5}) == ""
 
 
 def test_tensorboard_gets_event_files(tmp_path: Path):
