@@ -1,0 +1,88 @@
+"""What benchmarks share: quartiles, peak memory, processes of their own, and tables."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+
+def be_quiet() -> None:
+    """Keeps libraries from reporting, downloading and chatting; call it before importing them."""
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE", "TQDM_DISABLE"):
+        os.environ.setdefault(name, "1")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # TRL and peft ask for settings by names that transformers has changed.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+class Spread(NamedTuple):
+    """Median and quartiles of repeated measurements."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Reads them off some values."""
+        low, middle, high = np.percentile(values, (25, 50, 75))
+        return cls(float(middle), float(low), float(high))
+
+
+def reset_peak(device: str) -> float:
+    """Forgets the high-water mark; returns the level of memory in bytes."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return float(torch.cuda.memory_allocated())
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def peak(device: str) -> float:
+    """The high-water mark in bytes."""
+    return float(torch.cuda.max_memory_allocated()) if device == "cuda" else _status("VmHWM")
+
+
+def _status(name: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return 1024.0 * int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {name}: this benchmark needs Linux")
+
+
+def in_fresh_process(module: str, setting: Any) -> Any:
+    """What `python -m MODULE --one SETTING` prints in its last line, both as JSON.
+
+    Raises:
+        RuntimeError: The process failed; the end of what it said is shown.
+    """
+    command = [sys.executable, "-m", module, "--one", json.dumps(setting)]
+    root = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    run = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    if run.returncode:
+        raise RuntimeError(f"{' '.join(command[1:4])} failed:\n{run.stderr[-2000:]}")
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows in aligned columns; the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *rest in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

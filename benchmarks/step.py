@@ -1,0 +1,344 @@
+"""Time and memory of a training step, against TRL's `DPOTrainer` on the same work.
+
+    python -m benchmarks.step --against trl [--quick] [--json FILE]
+
+A step is all that a trainer does for one update of the adapter: collation, reference, forward,
+backward, clipping, optimiser. Both sides train the same small Llama in float32 on the same groups
+of token ids, with the same adapter, batch and optimiser, without dropout.
+
+- `trl` is TRL as it comes: batches in random order, one padded row per response.
+- `trl, sorted` has its rows in batches of similar length, as sorting all the data makes them.
+- `trl, stored reference` has computed its reference before training; so has its namesake of ours.
+
+Pairs are trained by APO-zero. TRL has no loss for more than two responses: there its trainer, with
+its forward, head and reference on one padded row per response, hands the log-probs to this
+project's NCA.
+
+Groups of an epoch are spread evenly over the lengths of the data. Sides take turns step by step; a
+round is an epoch, its figure the mean over its steps, and shown are median and quartiles of rounds.
+Memory is the high-water mark minus the level before the first step, in a process for each side that
+trains on the batch of the longest groups. Differences of loss and gradient are relative to ours,
+summed over an epoch: the same groups whatever their order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from benchmarks._measure import Spread, be_quiet, in_fresh_process, peak, reset_peak, table
+
+if TYPE_CHECKING:
+    from alignment.core.packing import TokenGroup
+    from benchmarks._sides import Shape, Side, Turns
+
+OURS, OURS_STORED = "ours", "ours, stored reference"
+TRL, TRL_SORTED, TRL_STORED = "trl", "trl, sorted", "trl, stored reference"
+REAL = "alpaca_eval"
+
+
+class Work(NamedTuple):
+    """What one table is about: kind of data, responses of a group, vocabulary."""
+
+    data: str
+    responses: int = 2
+    vocabulary: int = 32_000
+
+
+WORKS = (
+    Work(REAL),
+    Work(REAL, 4),
+    Work(REAL, 8),
+    Work(REAL, vocabulary=151_936),
+    Work("ultrafeedback"),
+    Work("helpsteer"),
+    Work("hh"),
+    Work("summarisation"),
+    Work("512x128"),
+)
+QUICK = (Work(REAL), Work("512x128"))
+
+
+class Target(NamedTuple):
+    """How many times faster than a side of TRL a side of ours is to be."""
+
+    work: Work
+    against: str
+    side: str
+    factor: float
+
+
+TARGETS = (
+    Target(Work(REAL), TRL, OURS, 3.0),
+    Target(Work(REAL), TRL_STORED, OURS_STORED, 4.0),
+    Target(Work(REAL), TRL_SORTED, OURS, 2.0),
+    Target(Work(REAL, 4), TRL, OURS, 4.0),
+    Target(Work(REAL, 4), TRL_SORTED, OURS, 2.5),
+    Target(Work("512x128"), TRL, OURS, 4.5),
+    Target(Work("512x128"), TRL_SORTED, OURS, 4.0),
+)
+MEMORY_TARGET = 0.6
+"""Peak of ours over the peak of TRL as it comes, for the works that have a target of time."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured of one side.
+
+    Attributes:
+        seconds: Per step, over rounds.
+        unique: Tokens of a step, every prompt counted once.
+        padded: Positions of a step that the policy computed, over `unique`.
+        reference: The same for passes without gradient.
+        megabytes: Peak memory of the longest batch.
+        loss_difference: Relative to ours.
+        gradient_difference: Relative to ours, by norm.
+    """
+
+    seconds: Spread
+    unique: float
+    padded: float
+    reference: float
+    megabytes: float
+    loss_difference: float
+    gradient_difference: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Unique tokens."""
+        return self.unique / self.seconds.median
+
+
+def compare(
+    shape: Shape, batches: Sequence[Sequence[TokenGroup]], rounds: int, sides: Mapping[str, Side]
+) -> dict[str, Result]:
+    """Lets the sides take turns; the first epoch is not timed but compared."""
+    from benchmarks._data import unique_tokens
+    from benchmarks._sides import Tally, difference
+
+    steps = len(batches)
+    unique = mean(map(unique_tokens, batches))
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    with running(shape, batches, sides, steps * (rounds + 1)) as turns:
+        walk(turns, steps)
+        checks = {name: turn.tally for name, turn in turns.items()}
+        for turn in turns.values():
+            turn.tally = Tally()
+        for _ in range(rounds):
+            for name, total in walk(turns, steps).items():
+                seconds[name].append(total / steps)
+        tallies = {name: turn.tally for name, turn in turns.items()}
+    truth = checks[OURS]
+    return {
+        name: Result(
+            seconds=Spread.of(seconds[name]),
+            unique=unique,
+            padded=tally.positions / (rounds * steps * unique),
+            reference=tally.others / (rounds * steps * unique),
+            megabytes=peak_megabytes(shape, batches[-1], sides[name]),
+            loss_difference=abs(checks[name].loss - truth.loss) / abs(truth.loss),
+            gradient_difference=difference(checks[name], truth),
+        )
+        for name, tally in tallies.items()
+    }
+
+
+def walk(turns: Mapping[str, Turns], steps: int) -> dict[str, float]:
+    """Seconds of each side for some steps, taken in turns."""
+    seconds = dict.fromkeys(turns, 0.0)
+    for _ in range(steps):
+        for name, turn in turns.items():
+            seconds[name] += turn.step()
+    return seconds
+
+
+@contextmanager
+def running(
+    shape: Shape, batches: Sequence[Sequence[TokenGroup]], sides: Mapping[str, Side], steps: int
+) -> Iterator[dict[str, Turns]]:
+    """A trainer for each side, around the same tensors of the base model."""
+    from benchmarks._sides import Tally, Turns, trainer_for
+
+    model = shape.model()
+    with ExitStack() as stack:
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        turns = {}
+        for number, (name, side) in enumerate(sides.items()):
+            trainer = trainer_for(side, shape, model, batches, root / str(number), steps)
+            turns[name] = stack.enter_context(Turns(trainer))
+            turns[name].tally = Tally(gradient={})
+        yield turns
+
+
+def peak_megabytes(shape: Shape, batch: Sequence[TokenGroup], side: Side) -> float:
+    """Peak memory of two steps on one batch, in a process of its own."""
+    groups = [asdict(group) for group in batch]
+    setting = {"shape": asdict(shape), "side": asdict(side), "groups": groups}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "setting.json"
+        file.write_text(json.dumps(setting))
+        return float(in_fresh_process("benchmarks.step", str(file)))
+
+
+def measure_peak(file: Path) -> float:
+    """Megabytes that training takes on top of the trainer as it was built."""
+    from alignment.core.packing import TokenGroup
+    from benchmarks._sides import PrinterCallback, Shape, Side, trainer_for
+
+    setting = json.loads(file.read_text())
+    shape, side = Shape(**setting["shape"]), Side(**setting["side"])
+    batch = [TokenGroup(**group) for group in setting["groups"]]
+    trainer = trainer_for(side, shape, shape.model(), [batch], file.parent / "run", steps=2)
+    trainer.remove_callback(PrinterCallback)
+    gc.collect()
+    if shape.device == "cpu":
+        # What building it has freed is not to count as there already.
+        ctypes.CDLL(None).malloc_trim(0)
+    level = reset_peak(shape.device)
+    trainer.train()
+    return (peak(shape.device) - level) / 1e6
+
+
+HEADER = (
+    *("", "s/step", "quartiles", "tokens/s", "computed", "reference", "MB"),
+    *("time / ours", "/ stored", "loss", "gradient"),
+)
+LEGEND = (
+    "tokens/s: unique tokens. computed, reference: positions of the policy's and of other passes "
+    "over unique tokens.\ntime / ours, / stored: seconds over those of `ours` and of `ours, stored "
+    "reference`. loss, gradient: relative difference from `ours`.\n"
+)
+
+
+def lines(results: Mapping[str, Result]) -> list[tuple[str, ...]]:
+    """The cells of a table, header first."""
+    ours, stored = (results[name].seconds.median for name in (OURS, OURS_STORED))
+    rows: list[tuple[str, ...]] = [HEADER]
+    for name, result in results.items():
+        seconds = result.seconds
+        rows.append(
+            (
+                name,
+                f"{seconds.median:.3f}",
+                f"{seconds.low:.3f}-{seconds.high:.3f}",
+                f"{result.tokens_per_second:.0f}",
+                f"{result.padded:.2f}",
+                f"{result.reference:.2f}",
+                f"{result.megabytes:.0f}",
+                f"{seconds.median / ours:.2f}",
+                f"{seconds.median / stored:.2f}",
+                f"{result.loss_difference:.0e}",
+                f"{result.gradient_difference:.0e}",
+            )
+        )
+    return rows
+
+
+class Verdict(NamedTuple):
+    """A target and what was found."""
+
+    text: str
+    found: float
+    met: bool
+
+
+def verdicts(work: Work, results: Mapping[str, Result]) -> list[Verdict]:
+    """The targets that are set for a kind of work."""
+    targets = [target for target in TARGETS if target.work == work]
+    found = []
+    for target in targets:
+        factor = results[target.against].seconds.median / results[target.side].seconds.median
+        text = f"{target.side} {target.factor:g} times as fast as {target.against}"
+        found.append(Verdict(text, factor, factor >= target.factor))
+    if targets:
+        share = results[OURS].megabytes / results[TRL].megabytes
+        text = f"memory of {OURS} at most {MEMORY_TARGET:g} of {TRL}"
+        found.append(Verdict(text, share, share <= MEMORY_TARGET))
+    return found
+
+
+def report(work: Work, options: argparse.Namespace) -> dict[str, Any]:
+    """Measures one kind of work and prints its table."""
+    from benchmarks._data import groups_of, sorted_batches
+    from benchmarks._sides import SIDES, Shape
+
+    shape = Shape(vocabulary=work.vocabulary, checkpointing=options.checkpointing)
+    pool = groups_of(work.data, work.responses)
+    batches = sorted_batches(pool, options.batch, options.steps)
+    results = compare(shape, batches, options.rounds, SIDES)
+    print(f"\n{work.data}, K={work.responses}, vocabulary {work.vocabulary}:")
+    print(table(lines(results)))
+    checked = verdicts(work, results)
+    for verdict in checked:
+        print(f"{'met' if verdict.met else 'NOT MET'}: {verdict.text}: {verdict.found:.2f}")
+    return {
+        **work._asdict(),
+        "shape": asdict(shape),
+        "batch": options.batch,
+        "sides": {
+            name: {**asdict(result), "seconds": result.seconds._asdict()}
+            for name, result in results.items()
+        },
+        "targets": [verdict._asdict() for verdict in checked],
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints one table for each kind of work."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--against", choices=["trl"], default="trl", help="the other trainer")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser.add_argument("--quick", action="store_true", help="two kinds of work, one round")
+    parser.add_argument("--data", nargs="+", choices=sorted({work.data for work in WORKS}))
+    parser.add_argument("--responses", nargs="+", type=int, help="only these sizes of a group")
+    parser.add_argument("--vocabulary", nargs="+", type=int, help="only these")
+    parser.add_argument("--batch", type=int, default=4, help="groups of a step")
+    parser.add_argument("--steps", type=int, default=4, help="of an epoch, which is a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--checkpointing", action="store_true", help="of activations, on all sides")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    be_quiet()
+    if options.one:
+        print(measure_peak(Path(json.loads(options.one))))
+        return
+    if options.quick:
+        options.rounds = 1
+    works = [
+        work
+        for work in (QUICK if options.quick else WORKS)
+        if work.data in (options.data or [work.data])
+        and work.responses in (options.responses or [work.responses])
+        and work.vocabulary in (options.vocabulary or [work.vocabulary])
+    ]
+    run(works, options)
+
+
+def run(works: Sequence[Work], options: argparse.Namespace) -> None:
+    """Measures what the data at hand allows."""
+    from benchmarks._data import shared_file
+
+    if shared_file() is None:
+        print(f"{REAL} is left out: its file is not there (ALIGNMENT_SHARED names its folder)")
+        works = [work for work in works if work.data != REAL]
+    print(LEGEND, end="")
+    found = [report(work, options) for work in works]
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
