@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,20 @@ from alignment.cli import UserError, nearest
 from alignment.llm.fingerprint import fingerprint
 from alignment.llm.prompts import as_messages, shorten
 from alignment.llm.protocol import CallError, Outcome, Reply, Request, Verb
+from alignment.llm.redaction import hide, redact
 
 OPENAI_HOST = "api.openai.com"
 OPENAI_URL = f"https://{OPENAI_HOST}/v1"
 _PASSING = frozenset({408, 409, 425, 429})
+_ENDED = frozenset({"stop", "eos", "eos_token", "stop_sequence", "end_turn"})
+_ENDS: Mapping[str, str] = {
+    **dict.fromkeys(("length", "max_tokens", "model_length", "max_length"), "length"),
+    **dict.fromkeys(("content_filter", "safety", "refusal"), "content_filter"),
+}
+"""What servers call an answer that was cut or withheld -> what the protocol calls it."""
+_BROKEN_OFF = frozenset({"abort", "error", "cancelled", "insufficient_system_resource", "load"})
+_POLICY = ("content", "invalid_prompt")
+"""Beginnings of the error codes of a provider that objects to a prompt."""
 
 
 class OpenAIBackend:
@@ -33,8 +46,11 @@ class OpenAIBackend:
             weights where the name is a folder here, else nothing.
         timeout: Seconds for one request.
 
+    Attributes:
+        client: Sends requests; it neither retries nor follows redirects.
+
     Raises:
-        UserError: The named variable is not set, or the address is no URL.
+        UserError: The named variable holds no key, or the address is no URL or holds a password.
     """
 
     verbs: frozenset[Verb] = frozenset({"chat", "complete", "score"})
@@ -48,20 +64,22 @@ class OpenAIBackend:
         timeout: float = 600.0,
     ) -> None:
         address = urlsplit(base_url)
+        if address.username or address.password or address.query:
+            raise UserError(
+                "the server's address holds a password or a query; put the key into an "
+                "environment variable and name it by `--api-key-env`"
+            )
         if address.scheme not in ("http", "https") or not address.hostname:
             raise UserError(f"`{base_url}` is no URL; it looks like http://localhost:8000/v1")
         self.model = model
         self.provider = address.hostname
         self.fingerprint = revision or (fingerprint(model) if Path(model).is_dir() else "")
         self.url = base_url
-        if api_key_env is None and address.hostname == OPENAI_HOST:
-            api_key_env = "OPENAI_API_KEY"
-        self._key_name = api_key_env
-        self._key = os.environ.get(api_key_env, "") if api_key_env else "none"
-        if not self._key:
-            raise UserError(f"no API key: the environment variable {api_key_env} is not set")
-        self._client = openai.AsyncOpenAI(
-            api_key=self._key,
+        at_openai = address.hostname == OPENAI_HOST
+        self._key_name = "OPENAI_API_KEY" if api_key_env is None and at_openai else api_key_env
+        self._limit = "max_completion_tokens" if at_openai else "max_tokens"
+        self.client = openai.AsyncOpenAI(
+            api_key=read_key(self._key_name) if self._key_name else "none",
             base_url=base_url,
             max_retries=0,  # the engine retries
             timeout=openai.Timeout(timeout, connect=min(timeout, 10.0)),
@@ -70,69 +88,142 @@ class OpenAIBackend:
 
     async def ask(self, request: Request) -> Reply:
         """Sends one request."""
-        path, body = _body(request, self.model)
-        if self.provider == OPENAI_HOST and "max_tokens" in body and request.verb == "chat":
-            body["max_completion_tokens"] = body.pop("max_tokens")
+        path, body = self.body(request)
         try:
-            answer = await self._client.post(path, cast_to=object, body=body)
+            answer = await self.client.post(path, cast_to=object, body=body)
         except openai.APIStatusError as error:
-            raise await self._status_error(error, path) from None
+            if "max_tokens" in body and "max_completion_tokens" in error.response.text:
+                self._limit = "max_completion_tokens"  # a model of OpenAI's behind another address
+                return await self.ask(request)
+            raise await self.failure(
+                error.status_code, error.body, error.response.text, path, error.response.headers
+            ) from None
         except openai.APITimeoutError as error:
             told, unreachable = f"{self.url} did not answer in time", _unreachable(error)
             raise CallError("failed", told, retry=True, unreachable=unreachable) from None
         except openai.APIConnectionError as error:
-            told = f"cannot reach {self.url} ({error.__cause__}); is the server running?"
+            cause = redact(str(error.__cause__))
+            told = f"cannot reach {self.url} ({cause}); is the server running?"
+            if "CERTIFICATE_VERIFY_FAILED" in cause:
+                told = (
+                    f"{self.url} shows no certificate to be trusted ({cause}); if it is your own, "
+                    "name the authority that signed it by SSL_CERT_FILE"
+                )
             unreachable = _unreachable(error)
             raise CallError("failed", told, retry=True, unreachable=unreachable) from None
         except ValueError as error:
             told = f"{self.url} answered with broken JSON: {error}"
             raise CallError("unparseable", told, retry=True) from None
-        try:
-            return _reply(request, answer)
-        except (KeyError, TypeError, AttributeError, IndexError):
-            told = f"{self.url} does not answer as an OpenAI-compatible API: {shorten(answer)}"
-            raise CallError("unparseable", told, retry=True, unreachable=True) from None
+        if isinstance(answer, dict) and answer.get("error") and not answer.get("choices"):
+            said = answer["error"]
+            code = said.get("code") if isinstance(said, dict) else None
+            status = code if isinstance(code, int) and code >= 400 else 500
+            raise await self.failure(status, said, str(said), path)
+        return self.read(request, answer)
 
     async def close(self) -> None:
         """Closes the connections."""
-        await self._client.close()
+        await self.client.close()
 
-    async def _status_error(self, error: openai.APIStatusError, path: str) -> Exception:
-        """What a status means: something for the user to mend, or a failed call."""
-        status, body = error.status_code, error.body if isinstance(error.body, dict) else {}
-        said = str(body.get("message") or body.get("detail") or error.response.text)
-        if self._key_name:
-            said = said.replace(self._key, "***")  # some servers repeat the key
-        told = f"{self.url} answered {status}: {shorten(said)}"
+    def body(self, request: Request) -> tuple[str, dict[str, Any]]:
+        """The path and the JSON of a request.
+
+        Raises:
+            UserError: The protocol has no such request.
+        """
+        path, body = _body(request, self.model)
+        if request.verb == "chat" and "max_tokens" in body:
+            body[self._limit] = body.pop("max_tokens")
+        return path, body
+
+    def read(self, request: Request, answer: Any) -> Reply:
+        """The reply in the JSON of an answer.
+
+        Raises:
+            CallError: There is none.
+        """
+        try:
+            reply = _reply(request, answer)
+        except (KeyError, TypeError, AttributeError, IndexError):
+            said = redact(shorten(answer))
+            told = f"{self.url} does not answer as an OpenAI-compatible API: {said}"
+            raise CallError("unparseable", told, retry=True, unreachable=True) from None
+        return replace(reply, text=redact(reply.text))  # a server may echo what it was sent
+
+    async def failure(
+        self,
+        status: int,
+        body: Any,
+        text: str,
+        path: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> Exception:
+        """What a status other than 200 means: something for the user to mend, or a failed call.
+
+        Args:
+            status: HTTP status.
+            body: The error as JSON has it, of any shape.
+            text: The error as text, for what JSON does not tell.
+            path: What was asked for.
+            headers: Of the response, names in lower case.
+        """
+        body, headers = body if isinstance(body, dict) else {}, headers or {}
+        said, code = str(body.get("message") or body.get("detail") or text), str(body.get("code"))
+        told = f"{self.url} answered {status}: {shorten(redact(said))}"
         if status in (401, 403):
             read = f"read from {self._key_name}" if self._key_name else "not sent: `--api-key-env`"
             return UserError(f"{self.url} refuses the API key ({status}); the key was {read}")
-        if status == 429 and body.get("code") == "insufficient_quota":
+        if status == 429 and code == "insufficient_quota":
             return UserError(f"{self.url} says that the quota is used up")
         if status in _PASSING or (status >= 500 and status != 501):
             outcome: Outcome = "rate_limited" if status == 429 else "failed"
-            return CallError(outcome, told, retry=True, retry_after=_retry_after(error.response))
-        if self.model in said or body.get("code") == "model_not_found":
-            return UserError(f"{self.url} has no model `{self.model}`{await self._known_models()}")
-        if status < 400 or status in (404, 405, 501):
+            return CallError(outcome, told, retry=True, retry_after=_retry_after(headers))
+        if self.model in said or code == "model_not_found":
+            names = await self._models()
+            if self.model not in names:
+                return UserError(
+                    f"{self.url} has no model `{self.model}`{_hint(self.model, names)}"
+                )
+        if 300 <= status < 400:
+            place = redact(headers.get("location", "another address"))
+            return UserError(
+                f"{self.url} redirects to {place} ({status}), where no key is carried; if you "
+                "trust it, give that address"
+            )
+        if status < 300 or status in (404, 405, 501):
             return UserError(
                 f"{self.url}{path} answered {status}; the address of an OpenAI-compatible API "
                 "usually ends in /v1"
             )
-        return CallError("refused" if "content" in str(body.get("code")) else "failed", told)
+        return CallError("refused" if code.startswith(_POLICY) else "failed", told)
 
-    async def _known_models(self) -> str:
+    async def _models(self) -> list[str]:
+        """The models that the server lists; not every server does."""
         try:
-            listed: Any = await self._client.get("/models", cast_to=object)
-            names = [str(item["id"]) for item in listed["data"]]
+            listed: Any = await self.client.get("/models", cast_to=object)
+            return [str(item["id"]) for item in listed["data"]]
         except (openai.OpenAIError, ValueError, KeyError, TypeError):
-            return ""  # not every server lists its models
-        near = nearest(self.model, names)
-        return f"; did you mean `{near}`?" if near else f"; it has {', '.join(names[:5]) or 'none'}"
+            return []
+
+
+def read_key(variable: str) -> str:
+    """The key in an environment variable, which no log shows from now on.
+
+    Raises:
+        UserError: It is no name of a variable, or the variable holds no key.
+    """
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):
+        raise UserError("`--api-key-env` takes the name of an environment variable, not a key")
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise UserError(f"no API key: the environment variable {variable} is not set")
+    if not re.fullmatch(r"[!-~]+", key):
+        raise UserError(f"{variable} holds no API key: there is white space or no ASCII in it")
+    hide(key)
+    return key
 
 
 def _body(request: Request, model: str) -> tuple[str, dict[str, Any]]:
-    """The path and the JSON of a request."""
     body: dict[str, Any] = {"model": model, **request.sampling.settings()}
     body |= body.pop("extra", {})
     if "seed" in body:
@@ -163,24 +254,47 @@ def _reply(request: Request, answer: Any) -> Reply:
     """The reply in a server's JSON; KeyError and the like where it is something else."""
     usage = answer.get("usage") or {}
     tokens = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+    if not answer["choices"]:
+        raise CallError("unparseable", "the answer has no choices", retry=True)
     if request.verb == "score":
         return Reply("", "stop", *tokens, logps=_scores(request, answer["choices"]))
     choice = answer["choices"][0]
-    finish_reason = choice.get("finish_reason") or "stop"
+    finish_reason = _finish_reason(choice)
     logprobs = choice.get("logprobs") or {}
-    if request.verb == "complete":
-        top = tuple(logprobs["top_logprobs"]) if logprobs.get("top_logprobs") else None
-        return Reply(_text(choice["text"]), finish_reason, *tokens, top_logprobs=top)
-    message = choice["message"]
-    if message.get("refusal"):
-        return Reply(_text(message["refusal"]), "refusal", *tokens)
     top = None
     if logprobs.get("content"):
         top = tuple(
             {item["token"]: item["logprob"] for item in position["top_logprobs"]}
             for position in logprobs["content"]
         )
-    return Reply(_text(message.get("content") or ""), finish_reason, *tokens, top_logprobs=top)
+    elif logprobs.get("top_logprobs"):
+        top = tuple(logprobs["top_logprobs"])
+    if request.verb == "complete":
+        return Reply(_text(choice["text"]), finish_reason, *tokens, top_logprobs=top)
+    message = choice["message"]
+    if message.get("refusal"):
+        return Reply(_text(message["refusal"]), "refusal", *tokens)
+    content = message.get("content")
+    if content is None and finish_reason not in _ENDS.values():
+        thought = message.get("reasoning_content") or message.get("reasoning")
+        told = "the model reasoned and then said nothing" if thought else "the answer has no text"
+        raise CallError("unparseable", told)
+    return Reply(_text(content), finish_reason, *tokens, top_logprobs=top)
+
+
+def _finish_reason(choice: Mapping[str, Any]) -> str:
+    """Why an answer ended, in the protocol's words where it was cut or withheld.
+
+    Raises:
+        CallError: It broke off, called a tool, or ended in a way that is not known to be an end.
+    """
+    said = choice.get("finish_reason") or "stop"
+    reason = str(said).lower()
+    if reason in _BROKEN_OFF:
+        raise CallError("failed", f"the server broke off the answer ({said})", retry=True)
+    if reason not in _ENDED and reason not in _ENDS:
+        raise CallError("unparseable", f"the answer ended by `{said}`, which is no end of a text")
+    return _ENDS.get(reason, str(said))
 
 
 def _scores(request: Request, choices: list[Any]) -> tuple[tuple[float, ...], ...]:
@@ -199,10 +313,18 @@ def _scores(request: Request, choices: list[Any]) -> tuple[tuple[float, ...], ..
     return tuple(scores)
 
 
+def _hint(model: str, names: list[str]) -> str:
+    near = nearest(model, names)
+    return f"; did you mean `{near}`?" if near else f"; it lists {', '.join(names[:5]) or 'none'}"
+
+
 def _text(value: Any) -> str:
-    if not isinstance(value, str):
+    """The text of a content: text, nothing, or parts of which those of text count."""
+    if isinstance(value, list):
+        return "".join(_text(part["text"]) for part in value if part["type"] == "text")
+    if not isinstance(value, str | None):
         raise TypeError(f"expected text, got {type(value).__name__}")
-    return value
+    return value or ""
 
 
 def _unreachable(error: openai.APIConnectionError) -> bool:
@@ -211,9 +333,9 @@ def _unreachable(error: openai.APIConnectionError) -> bool:
     return type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
 
 
-def _retry_after(response: Any) -> float | None:
+def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds a server asks to wait: a number, or a date to wait for."""
-    header = response.headers.get("retry-after", "")
+    header = headers.get("retry-after", "")
     try:
         return max(0.0, float(header))
     except ValueError:

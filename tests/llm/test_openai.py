@@ -2,18 +2,24 @@
 
 import asyncio
 import json
+import shutil
 import socket
+import ssl
+import subprocess
+import threading
 import time
 from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from alignment.cli import UserError
-from alignment.llm.engine import LLM, Limits
+from alignment.llm.engine import LLM
 from alignment.llm.ledger import Ledger
 from alignment.llm.openai import OpenAIBackend
+from alignment.llm.pacing import Limits
 from alignment.llm.protocol import CallError, Message, Reply, Sampling
 from alignment.llm.rows import map_rows
 from tests.llm.server import Answer, Body, Script, ScriptedServer, last_words, serve
@@ -143,6 +149,77 @@ def test_scores_are_those_of_the_echoed_tokens_beyond_the_prompt():
 def test_a_server_that_cannot_score_is_named():
     with serve([Answer("x")]) as server, pytest.raises(UserError, match="no log-probs of a prompt"):
         scored(server.url)
+
+
+NULL = {"content": None}
+
+
+@pytest.mark.parametrize("reason", ["stop", "eos_token", "stop_sequence", "end_turn", "EOS", None])
+def test_every_servers_word_for_an_end_is_an_answer(reason: Any):
+    """TGI says `eos_token` and `stop_sequence`; some servers say nothing."""
+    with serve([Answer("hi", finish_reason=reason)]) as server:
+        assert chat(server.url)[0].outcome == "answered"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (Answer("half an", finish_reason="abort"), "failed"),  # vLLM, SGLang
+        (Answer("half an", finish_reason="error"), "failed"),  # OpenRouter
+        (Answer("", finish_reason="insufficient_system_resource"), "failed"),  # DeepSeek
+        (Answer("half an", finish_reason="model_length"), "truncated"),  # Mistral
+        (Answer("half an", finish_reason="MAX_TOKENS"), "truncated"),  # Gemini behind a proxy
+        (Answer("no", finish_reason="SAFETY"), "refused"),
+        (Answer("", message=NULL, finish_reason="tool_calls"), "unparseable"),
+        (Answer("hm", finish_reason="something new"), "unparseable"),
+        (Answer("", message=NULL), "unparseable"),
+        (Answer("", message={**NULL, "reasoning_content": "so"}), "unparseable"),  # DeepSeek, vLLM
+        (Answer("", message={**NULL, "reasoning": "so"}, finish_reason="length"), "truncated"),
+        (Answer(raw=b'{"choices": [], "usage": null}'), "unparseable"),
+        (Answer(raw=b'{"error": {"code": 502, "message": "upstream"}}'), "failed"),  # OpenRouter
+        (Answer(raw=b'{"error": {"code": 429, "message": "slow down"}}'), "rate_limited"),
+        (Answer(raw=b'{"error": "out of memory", "error_type": "generation"}'), "failed"),  # TGI
+        (Answer(status=422, error={"error": "too long", "error_type": "validation"}), "failed"),
+        (Answer(status=503, error={"error": {"message": "Loading model"}}), "failed"),  # llama.cpp
+        (Answer(status=400, error={"error": {"code": "content_filter"}}), "refused"),  # Azure
+        (Answer(status=400, error={"error": {"code": "invalid_prompt"}}), "refused"),  # OpenAI
+    ],
+)
+def test_no_servers_failure_is_taken_for_an_answer(answer: Answer, expected: str):
+    assert fails([answer]) == expected
+
+
+def test_a_reasoning_models_answer_is_its_content_alone():
+    with serve([Answer("4", message={"reasoning_content": "2 and 2"})]) as server:
+        assert chat(server.url)[0].text == "4"
+
+
+def test_content_in_parts_is_the_text_of_its_parts():
+    parts = [{"type": "thinking", "thinking": []}, *({"type": "text", "text": t} for t in "ab")]
+    with serve([Answer("", message={"content": parts})]) as server:
+        assert chat(server.url)[0].text == "ab"
+
+
+def test_an_answer_without_usage_counts_no_tokens():
+    raw = b'{"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}'
+    with serve([Answer(raw=raw)]) as server:
+        assert chat(server.url)[0] == Reply("hi", "stop", None, None)
+
+
+def test_a_model_that_wants_max_completion_tokens_gets_them():
+    said = {"error": {"message": "Unsupported: 'max_tokens'. Use 'max_completion_tokens' instead."}}
+
+    def script(index: int, body: Body) -> Answer:
+        return Answer(status=400, error=said) if "max_tokens" in body else Answer("ok")
+
+    with serve(script) as server:
+        assert chat(server.url, Sampling(max_tokens=7))[0].text == "ok"
+    assert server.bodies[-1]["max_completion_tokens"] == 7
+
+
+def test_an_error_that_names_a_model_which_is_there_is_a_failed_call():
+    said = {"error": {"message": "tiny takes 8 tokens at most"}}
+    assert fails([Answer(status=400, error=said)]) == "failed"
 
 
 @pytest.mark.parametrize(
@@ -279,11 +356,82 @@ def test_a_missing_key_is_told_by_the_name_of_its_variable(monkeypatch: pytest.M
         OpenAIBackend("gpt")
 
 
-def test_a_redirect_is_not_followed():
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("secret-1 23", "JUDGE_KEY holds no API key: there is white space or no ASCII in it"),
+        ("schlüssel-123", "JUDGE_KEY holds no API key"),
+        ("  ", "the environment variable JUDGE_KEY is not set"),
+    ],
+)
+def test_a_value_that_is_no_key_is_refused_unseen(
+    value: str, message: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Sent as a header it would come back in the HTTP library's message."""
+    monkeypatch.setenv("JUDGE_KEY", value)
+    with pytest.raises(UserError, match=message) as caught:
+        OpenAIBackend("tiny", "http://localhost:1/v1", "JUDGE_KEY")
+    assert value not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "variable"),
+    [
+        ("http://user:secret-123@localhost/v1", None),
+        ("http://localhost/v1?key=secret-123", None),
+        ("http://localhost/v1", "secret-123"),
+    ],
+)
+def test_a_key_in_an_option_is_refused_unseen(url: str, variable: str | None):
+    with pytest.raises(UserError, match="environment variable") as caught:
+        OpenAIBackend("tiny", url, variable)
+    assert "secret-123" not in str(caught.value)
+
+
+def test_a_line_end_behind_a_key_is_no_part_of_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("JUDGE_KEY", "secret-123\n")
+    with serve([Answer("ok")]) as server:
+        chat(server.url, api_key_env="JUDGE_KEY")
+    assert server.headers[0]["authorization"] == "Bearer secret-123"
+
+
+def test_an_echoed_key_is_no_part_of_an_answer(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("JUDGE_KEY", "secret-123")
+    with serve([Answer("you sent secret-123")]) as server:
+        assert chat(server.url, api_key_env="JUDGE_KEY")[0].text == "you sent ***"
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_is_not_followed_and_told_in_one_line(status: int):
     with serve([Answer("ok")]) as other:
-        away = Answer(status=307, headers={"location": f"{other.url}/chat/completions"})
-        assert "answered 307" in user_error([away])
+        away = Answer(status=status, headers={"location": f"{other.url}/chat/completions"})
+        assert user_error([away]) == (
+            f"URL redirects to {other.url}/chat/completions ({status}), where no key is carried; "
+            "if you trust it, give that address"
+        )
         assert other.bodies == []
+
+
+def test_a_certificate_that_nobody_signed_is_refused(tmp_path: Path):
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl makes the certificate")
+    files = (tmp_path / "key.pem", tmp_path / "cert.pem")
+    command = [openssl, "req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt"]
+    command += ["ec_paramgen_curve:prime256v1", "-subj", "/CN=localhost", "-keyout", str(files[0])]
+    command += ["-out", str(files[1]), "-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files[1], files[0])
+    http = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    http.socket = context.wrap_socket(http.socket, server_side=True)
+    threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        with pytest.raises(UserError, match=r"shows no certificate to be trusted .*SSL_CERT_FILE"):
+            chat(f"https://localhost:{http.server_address[1]}/v1")
+    finally:
+        http.shutdown()
+        http.server_close()
 
 
 def test_the_key_of_the_ledger_does_not_depend_on_the_port():
