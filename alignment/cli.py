@@ -29,7 +29,13 @@ _EXPECTED = {
 
 
 class UserError(Exception):
-    """Something the user can mend; the message is one line: what is wrong, where, the remedy."""
+    """Something the user can mend; the message is one line: what is wrong, where, the remedy.
+
+    Attributes:
+        status: With what the process ends.
+    """
+
+    status = 2
 
 
 def nearest(key: str, known: Iterable[str]) -> str | None:
@@ -106,7 +112,9 @@ def parse(options: type[T], argv: Sequence[str], program: str, about: str | None
 
 
 def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> None:
-    """Calls a command's `main` and ends the process: 0, or 2 with one line about what to mend.
+    """Calls a command's `main` and ends the process: 0, or one line about what to mend and 2.
+
+    An interrupted command ends with 130.
 
     Args:
         main: Takes the words after the command.
@@ -116,7 +124,7 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
         main(list(sys.argv[1:] if argv is None else argv))
         sys.exit(0)
     except UserError as error:
-        message, status = str(error), 2
+        message, status = str(error), error.status
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         message, status = f"{error.strerror or error}{where}", 2

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from alignment.cli import UserError
-from alignment.llm.engine import LLM, Limits
+from alignment.llm.engine import LLM
 from alignment.llm.ledger import Ledger
+from alignment.llm.lock import locked
+from alignment.llm.pacing import Limits
 from alignment.llm.protocol import Backend
 from alignment.llm.rows import refuse_existing
 
@@ -36,6 +40,16 @@ class CallOptions:
     price: tuple[float, ...] | None = field(
         default=None, metadata={"help": "dollars for a million prompt and completion tokens"}
     )
+    max_cost: float | None = field(
+        default=None,
+        metadata={"help": "most dollars that the ledger may come to; needs `--price`"},
+    )
+    requests_per_minute: float | None = field(
+        default=None, metadata={"help": "most requests sent in a minute"}
+    )
+    tokens_per_minute: float | None = field(
+        default=None, metadata={"help": "most tokens, read and written, in a minute"}
+    )
     device: str | None = field(
         default=None, metadata={"help": "where a model in this process runs"}
     )
@@ -50,6 +64,12 @@ class CallOptions:
             raise ValueError("`concurrency`, `attempts` and `batch_size` must be at least 1")
         if self.price is not None and len(self.price) != 2:
             raise ValueError("`price` takes two numbers: for prompt and for completion tokens")
+        if self.max_cost is not None and self.price is None:
+            raise ValueError("`max_cost` needs `price`: dollars for a million tokens of each kind")
+        for name in ("max_cost", "requests_per_minute", "tokens_per_minute"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"`{name}` is {value}; it must be above 0")
 
 
 def connect(model: str, base_url: str | None, ledger: Ledger, options: CallOptions) -> LLM:
@@ -85,12 +105,20 @@ def connect(model: str, base_url: str | None, ledger: Ledger, options: CallOptio
         backend = LocalBackend(model, options.device, options.batch_size)
         concurrency = max(concurrency, 2 * options.batch_size)  # one batch runs, one gathers
     low, high = options.price or (0.0, 0.0)
-    price = None if options.price is None else (low, high)
-    return LLM(backend, ledger, Limits(concurrency, options.attempts, price=price))
+    limits = Limits(
+        concurrency,
+        options.attempts,
+        price=None if options.price is None else (low, high),
+        requests_per_minute=options.requests_per_minute,
+        tokens_per_minute=options.tokens_per_minute,
+        max_cost=options.max_cost,
+    )
+    return LLM(backend, ledger, limits)
 
 
-def open_ledger(output: str | Path, options: CallOptions) -> Ledger:
-    """The ledger of a job, after a check that its output may be written.
+@contextmanager
+def open_ledger(output: str | Path, options: CallOptions) -> Iterator[Ledger]:
+    """The ledger of a job, whose output no other job may write meanwhile.
 
     Args:
         output: The file or folder that the job makes; the ledger lies beside it, `<output>.ledger`,
@@ -99,16 +127,17 @@ def open_ledger(output: str | Path, options: CallOptions) -> Ledger:
             unless it was named: a named ledger may serve other jobs.
 
     Raises:
-        UserError: The output exists and no flag allows touching it, or the ledger is unusable.
+        UserError: The output exists and no flag allows touching it, another job is writing it, or
+            the ledger is unusable.
     """
-    refuse_existing(output, allowed=options.resume or options.overwrite)
-    if options.ledger is not None:
-        return Ledger(options.ledger)
-    path = Path(f"{output}.ledger")
-    if options.overwrite:
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{path}{suffix}").unlink(missing_ok=True)
-    return Ledger(path)
+    with locked(output):
+        refuse_existing(output, allowed=options.resume or options.overwrite)
+        path = options.ledger or Path(f"{output}.ledger")
+        if options.overwrite and options.ledger is None:
+            for suffix in ("", "-wal", "-shm"):
+                Path(f"{path}{suffix}").unlink(missing_ok=True)
+        with Ledger(path) as ledger:
+            yield ledger
 
 
 def _load(dotted: str) -> Any:

@@ -8,19 +8,22 @@ import secrets
 import socket
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from alignment.cli import UserError
 from alignment.llm.protocol import CallError, Reply
 
 SCHEMA_VERSION = 1
 LEASE = 900.0
-"""Seconds after which a claim lapses although its owner cannot be seen to have died."""
+"""Seconds after which the claim of another machine lapses: whether its owner lives is unknown."""
+LARGE = 1 << 30
+"""Bytes beyond which opening does not read the whole file; damage is told when it is met."""
 
 _SCHEMA = """
 CREATE TABLE calls (
@@ -54,6 +57,14 @@ _GET = (
     "SELECT text, finish_reason, prompt_tokens, completion_tokens, logps, top_logprobs"
     " FROM calls WHERE key = ? AND finished"
 )
+_ROOM = "what it holds is whole: make room and run the same command with `--resume`"
+_REMEDIES = {
+    sqlite3.SQLITE_FULL: _ROOM,
+    sqlite3.SQLITE_IOERR: _ROOM,
+    sqlite3.SQLITE_BUSY: "another process holds on to it",
+    sqlite3.SQLITE_READONLY: "name another with `--ledger`",
+    sqlite3.SQLITE_CANTOPEN: "name another with `--ledger`",
+}
 _NO_REPLY = {field.name: None for field in fields(Reply)}
 
 
@@ -74,11 +85,28 @@ class Call:
     attempts: int
 
 
+class Entry(NamedTuple):
+    """What is recorded of a call.
+
+    Attributes:
+        key: The call's key.
+        source: `provider`, `model`, `fingerprint` and `verb`.
+        call: What came of it.
+    """
+
+    key: bytes
+    source: Mapping[str, str]
+    call: Call
+
+
 class Ledger:
     """Finished calls by key, shared by all processes that open the same file.
 
     Args:
         path: The file, created where missing; None keeps the calls in memory.
+
+    Attributes:
+        reserved: Dollars that each request now in flight may cost.
 
     Raises:
         UserError: The file is no ledger, is damaged, or was written by a newer version.
@@ -86,21 +114,26 @@ class Ledger:
 
     def __init__(self, path: str | Path | None = None) -> None:
         self.path = path
+        self.reserved: list[float] = []
+        self._spent: float | None = None
         pid = os.getpid()
         self._owner = f"{socket.gethostname()}/{pid}/{_birth(pid)}/{secrets.token_hex(4)}"
         if path is not None:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with self._told():
             self._db = sqlite3.connect(path or ":memory:", timeout=60, isolation_level=None)
             self._open()
-        except sqlite3.Error as error:
-            raise UserError(
-                f"cannot use the ledger {path}: {error}; move the file away to start a new one"
-            ) from None
 
     def get(self, key: bytes) -> Reply | None:
-        """The reply of a finished call, None where the call is still to be made."""
-        row = self._db.execute(_GET, (key,)).fetchone()
+        """The reply of a finished call, None where the call is still to be made.
+
+        Raises:
+            UserError: The file is damaged.
+        """
+        try:
+            row = self._db.execute(_GET, (key,)).fetchone()
+        except sqlite3.Error as error:
+            raise self._error(error) from None
         if row is None:
             return None
         text, finish_reason, prompt_tokens, completion_tokens, logps, top_logprobs = row
@@ -113,59 +146,65 @@ class Ledger:
             None if top_logprobs is None else tuple(json.loads(top_logprobs)),
         )
 
-    def put(self, key: bytes, source: Mapping[str, str], call: Call) -> None:
+    def put(self, entry: Entry) -> None:
         """Records how a call ended and gives up the claim on it.
 
         Args:
-            key: The call's key.
-            source: `provider`, `model`, `fingerprint` and `verb`.
-            call: What came of it. A failure never replaces an answer.
+            entry: A failure never replaces an answer.
+
+        Raises:
+            UserError: The disk is full, or the file is damaged.
         """
-        result = call.result
-        reply = result if isinstance(result, Reply) else None
-        row: dict[str, Any] = {
-            "key": key,
-            **source,
-            **(vars(reply) if reply else _NO_REPLY),
-            "logps": _json(reply and reply.logps),
-            "top_logprobs": _json(reply and reply.top_logprobs),
-            "outcome": result.outcome,
-            "finished": reply is not None,
-            "error": None if reply else str(result),
-            "price": call.price,
-            "latency": call.latency,
-            "attempts": call.attempts,
-            "at": time.time(),
-        }
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.execute(_put_statement(tuple(row)), row)
-            self._db.execute("DELETE FROM claims WHERE key = ?", (key,))
+        self.commit([entry], [])
 
     def claim(self, key: bytes) -> bool:
         """Takes the right to make a call; False while another living process has it."""
-        now = time.time()
-        with self._db:
+        return key in self.commit([], [key])
+
+    def commit(self, entries: Iterable[Entry], claims: Iterable[bytes]) -> set[bytes]:
+        """Several of the above in one transaction.
+
+        Args:
+            entries: As for `put`.
+            claims: Keys to claim.
+
+        Returns:
+            Those that were claimed.
+
+        Raises:
+            UserError: The disk is full, or the file is damaged; nothing of it was done.
+        """
+        with self._told(), self._db:
             self._db.execute("BEGIN IMMEDIATE")
-            held = self._db.execute("SELECT owner, at FROM claims WHERE key = ?", (key,)).fetchone()
-            if held and held[0] != self._owner and now - held[1] < LEASE and _alive(held[0]):
-                return False
-            self._db.execute(
-                "INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", (key, self._owner, now)
-            )
-        return True
+            for entry in entries:
+                row = _columns(entry)
+                self._db.execute(_put_statement(tuple(row)), row)
+                self._db.execute("DELETE FROM claims WHERE key = ?", (entry.key,))
+            claimed = {key for key in claims if self._claim(key)}
+        if self._spent is not None:
+            self._spent += sum(entry.call.price or 0.0 for entry in entries)
+        return claimed
 
     def release(self, key: bytes) -> None:
         """Gives up the claim on a call that was not made."""
-        self._db.execute("DELETE FROM claims WHERE key = ? AND owner = ?", (key, self._owner))
+        with self._told():
+            self._db.execute("DELETE FROM claims WHERE key = ? AND owner = ?", (key, self._owner))
 
     def outcomes(self) -> dict[str, int]:
         """How many calls ended in which way."""
         return dict(self._db.execute("SELECT outcome, count(*) FROM calls GROUP BY outcome"))
 
+    def spent(self) -> float:
+        """Dollars on record, but for what other processes have spent since this was first asked."""
+        if self._spent is None:
+            with self._told():
+                (self._spent,) = self._db.execute("SELECT total(price) FROM calls").fetchone()
+        return float(self._spent or 0.0)
+
     def close(self) -> None:
         """Gives up all claims and closes the file."""
-        self._db.execute("DELETE FROM claims WHERE owner = ?", (self._owner,))
+        with suppress(sqlite3.Error):  # on a full disk; claims end with the process anyway
+            self._db.execute("DELETE FROM claims WHERE owner = ?", (self._owner,))
         self._db.close()
 
     def __enter__(self) -> Ledger:
@@ -178,6 +217,26 @@ class Ledger:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _claim(self, key: bytes) -> bool:
+        now = time.time()
+        held = self._db.execute("SELECT owner, at FROM claims WHERE key = ?", (key,)).fetchone()
+        if held and held[0] != self._owner and _alive(*held):
+            return False
+        self._db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", (key, self._owner, now))
+        return True
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._error(error) from None
+
+    def _error(self, error: sqlite3.Error) -> UserError:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+        remedy = _REMEDIES.get(code, "move the file away to start a new one")
+        return UserError(f"cannot use the ledger {self.path}: {error}; {remedy}")
 
     def _open(self) -> None:
         # In WAL mode a commit survives the death of the process, if not always a power cut.
@@ -199,9 +258,30 @@ class Ledger:
             )
         if version == 0:
             raise UserError(f"{self.path} is an SQLite file but no ledger; name another one")
+        if self.path is not None and Path(self.path).stat().st_size > LARGE:
+            return
         (verdict,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise sqlite3.DatabaseError(f"it is damaged ({verdict})")
+
+
+def _columns(entry: Entry) -> dict[str, Any]:
+    call, result = entry.call, entry.call.result
+    reply = result if isinstance(result, Reply) else None
+    return {
+        "key": entry.key,
+        **entry.source,
+        **(vars(reply) if reply else _NO_REPLY),
+        "logps": _json(reply and reply.logps),
+        "top_logprobs": _json(reply and reply.top_logprobs),
+        "outcome": result.outcome,
+        "finished": reply is not None,
+        "error": None if reply else str(result),
+        "price": call.price,
+        "latency": call.latency,
+        "attempts": call.attempts,
+        "at": time.time(),
+    }
 
 
 @cache
@@ -217,10 +297,10 @@ def _json(value: Any) -> str | None:
     return None if value is None else json.dumps(value)
 
 
-def _alive(owner: str) -> bool:
+def _alive(owner: str, claimed_at: float) -> bool:
     host, pid, birth, _ = owner.rsplit("/", 3)
     if host != socket.gethostname():
-        return True  # cannot be seen from here: the lease decides
+        return time.time() - claimed_at < LEASE
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:

@@ -7,8 +7,9 @@ import inspect
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from alignment.llm.engine import LLM, Limits
+from alignment.llm.engine import LLM
 from alignment.llm.ledger import Ledger
+from alignment.llm.pacing import Limits
 from alignment.llm.protocol import Reply, Request, Verb
 
 Program = Callable[[Request], "str | Reply"]

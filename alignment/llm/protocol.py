@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
+from alignment.cli import UserError
+
 Message: TypeAlias = dict[str, Any]
 Prompt: TypeAlias = "str | Sequence[Message]"
 """Plain text, or chat messages with `role` and `content`."""
@@ -21,6 +23,8 @@ _OUTCOMES: Mapping[str, Outcome] = {
     "max_tokens": "truncated",
     "content_filter": "refused",
     "refusal": "refused",
+    "abort": "failed",
+    "error": "failed",
 }
 
 
@@ -49,6 +53,21 @@ class CallError(Exception):
         self.retry = retry
         self.retry_after = retry_after
         self.unreachable = unreachable
+
+
+class Stopped(UserError):
+    """A call that was not sent because the job is to end early; the job's one line where it is.
+
+    Attributes:
+        why: What ended the job.
+        remedy: How to go on.
+    """
+
+    def __init__(self, why: str, remedy: str, *, status: int = 2) -> None:
+        super().__init__(f"{why}; {remedy}")
+        self.why = why
+        self.remedy = remedy
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -133,7 +152,7 @@ class Reply:
 
     @property
     def outcome(self) -> Outcome:
-        """`answered`, `refused` or `truncated`; the other outcomes have no reply."""
+        """`answered`, `refused`, `truncated`, or `failed` where the server gave up half way."""
         return _OUTCOMES.get(self.finish_reason, "answered")
 
 

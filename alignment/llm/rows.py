@@ -15,9 +15,10 @@ from typing import IO, Any, TypeAlias
 from tqdm import tqdm
 
 from alignment.cli import UserError, nearest
-from alignment.llm.protocol import CallError, Message
+from alignment.llm.protocol import CallError, Message, Stopped
 
 Row: TypeAlias = Mapping[str, Any]
+Made: TypeAlias = "list[Row] | Reject | CallError | Stopped"
 
 
 class Reject(Exception):
@@ -36,15 +37,17 @@ class Reject(Exception):
 
 @dataclass
 class MapReport:
-    """What became of the rows of a job: `kept` and `dropped` add up to the rows read.
+    """What became of the rows of a job: `kept`, `dropped` and `missing` add up to the rows read.
 
     Attributes:
         kept: Rows that gave output.
         dropped: Reason -> rows that gave none.
+        missing: Rows that were not finished when the job was stopped.
         examples: Reason -> what was said about the first of them.
     """
 
     kept: int = 0
+    missing: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
@@ -114,6 +117,9 @@ class Output:
 
     Args:
         path: The file to be; its rejects go to `<path>.rejects.jsonl`.
+
+    Raises:
+        UserError: The disk is full, or the file cannot be written for another reason.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -130,29 +136,47 @@ class Output:
         self._write(self.rejects, row)
 
     def __enter__(self) -> Output:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        for path in (self.rejects, self.path):
-            # Half a surrogate pair becomes `\ud83d`, which is what JSON calls it.
-            self._files[path] = _partial(path).open(
-                "w", encoding="utf-8", errors="backslashreplace"
-            )
+        with self._told():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            for path in (self.rejects, self.path):
+                # Half a surrogate pair becomes `\ud83d`, which is what JSON calls it.
+                self._files[path] = _partial(path).open(
+                    "w", encoding="utf-8", errors="backslashreplace"
+                )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for path, file in self._files.items():  # the output last: where it stands, all stands
-            written = file.tell() > 0
-            with file:
-                file.flush()
-                os.fsync(file.fileno())
-            if kind is None and written:
-                _partial(path).replace(path)
-                continue
-            _partial(path).unlink()
+        try:
             if kind is None:
-                path.unlink(missing_ok=True)
+                with self._told():
+                    for file in self._files.values():
+                        file.flush()
+                        os.fsync(file.fileno())
+                    # The output last: where it stands, all stands.
+                    for path, file in self._files.items():
+                        if file.tell():
+                            _partial(path).replace(path)
+                        else:
+                            path.unlink(missing_ok=True)
+        finally:
+            for path, file in self._files.items():
+                with contextlib.suppress(OSError):  # what did not fit is given up with the file
+                    file.close()
+                _partial(path).unlink(missing_ok=True)
 
     def _write(self, path: Path, row: Row) -> None:
-        self._files[path].write(json.dumps(row, ensure_ascii=False) + "\n")
+        with self._told():
+            self._files[path].write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror}; mend that and run the same command "
+                "with `--resume`: finished calls are kept"
+            ) from None
 
 
 def refuse_existing(path: str | Path, *, allowed: bool) -> None:
@@ -173,13 +197,14 @@ async def map_rows(
     build: Callable[[Row], Awaitable[Iterable[Row]]],
     output: str | Path,
     *,
-    window: int = 256,
+    window: int = 1024,
     total: int | None = None,
 ) -> MapReport:
     """Writes what `build` makes of each row, in input order; rejects stand beside with reasons.
 
-    Nothing is kept of an unfinished job but its ledger: the same job run again asks only for what
-    is missing there.
+    A job that is stopped early writes the rows that are finished, also those that earlier runs
+    have finished: once a model is stopped, its ledger goes on answering. All of the output is
+    written anew from the ledger by each run, so that a run to the end leaves no trace of the stop.
 
     Args:
         rows: The input, read as it is needed: a name for messages, and the row.
@@ -190,29 +215,30 @@ async def map_rows(
 
     Returns:
         How many rows were kept, and why others were dropped.
+
+    Raises:
+        Stopped: The job ended early and rows are missing; the others are written.
+        UserError: A call cannot succeed, or the output cannot be written; nothing is written.
     """
     report = MapReport()
-    ready: deque[tuple[str, Row, asyncio.Task[list[Row] | Reject | CallError]]] = deque()
+    stopped: Stopped | None = None
+    ready: deque[tuple[str, Row, asyncio.Task[Made]]] = deque()
 
-    async def work(row: Row) -> list[Row] | Reject | CallError:
+    async def work(row: Row) -> Made:
         try:
             return list(await build(row))
-        except (Reject, CallError) as error:
-            return error
+        except (Reject, CallError, Stopped) as error:
+            return error.with_traceback(None)
 
     with Output(output) as file, tqdm(total=total, unit="row", disable=None) as bar:
 
         async def finish_first() -> None:
+            nonlocal stopped
             name, row, task = ready.popleft()
             made = await task
-            if isinstance(made, list):
-                report.kept += 1
-                for new in made:
-                    file.write(new)
-            else:
-                rejected = reject_row(name, row, made)
-                report.drop(rejected)
-                file.reject(rejected)
+            if isinstance(made, Stopped):
+                stopped = made
+            _record(name, row, made, file, report)
             bar.update()
 
         with _first_error():
@@ -223,7 +249,24 @@ async def map_rows(
                         await finish_first()
                 while ready:
                     await finish_first()
+    if stopped is not None:
+        rows_read = report.kept + report.dropped.total() + report.missing
+        told = f"{stopped.why}: {report.missing} of {rows_read} rows are missing in {output}"
+        raise Stopped(told, stopped.remedy, status=stopped.status)
     return report
+
+
+def _record(name: str, row: Row, made: Made, file: Output, report: MapReport) -> None:
+    if isinstance(made, list):
+        report.kept += 1
+        for new in made:
+            file.write(new)
+    elif isinstance(made, Stopped):
+        report.missing += 1
+    else:
+        rejected = reject_row(name, row, made)
+        report.drop(rejected)
+        file.reject(rejected)
 
 
 @contextlib.contextmanager

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from alignment.cli import UserError
-from alignment.llm.engine import LLM, Limits
+from alignment.llm.engine import LLM
 from alignment.llm.ledger import Ledger
+from alignment.llm.pacing import Limits
 from alignment.llm.program import FakeLLM, ProgramBackend
 from alignment.llm.protocol import CallError, Outcome, Reply, Request, Sampling
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from alignment.cli import UserError
-from alignment.llm.ledger import SCHEMA_VERSION, Call, Ledger
+from alignment.llm.ledger import SCHEMA_VERSION, Call, Entry, Ledger
 from alignment.llm.protocol import CallError, Reply
 
 SOURCE = {"provider": "p", "model": "m", "fingerprint": "f", "verb": "chat"}
@@ -16,7 +16,7 @@ SOURCE = {"provider": "p", "model": "m", "fingerprint": "f", "verb": "chat"}
 def test_a_reply_comes_back_as_it_was(tmp_path: Path):
     reply = Reply("text", "stop", 3, None, ((-0.1,),), ({"a": -0.5},))
     with Ledger(tmp_path / "a.ledger") as ledger:
-        ledger.put(b"key", SOURCE, Call(reply, 0.25, 1.5, 2))
+        ledger.put(Entry(b"key", SOURCE, Call(reply, 0.25, 1.5, 2)))
     with Ledger(tmp_path / "a.ledger") as ledger:
         assert ledger.get(b"key") == reply
         assert ledger.get(b"other") is None
@@ -24,16 +24,16 @@ def test_a_reply_comes_back_as_it_was(tmp_path: Path):
 
 def test_a_failure_never_replaces_an_answer():
     ledger = Ledger()
-    ledger.put(b"key", SOURCE, Call(Reply("answer"), None, 0.1, 1))
-    ledger.put(b"key", SOURCE, Call(CallError("failed", "late"), None, 0.1, 1))
+    ledger.put(Entry(b"key", SOURCE, Call(Reply("answer"), None, 0.1, 1)))
+    ledger.put(Entry(b"key", SOURCE, Call(CallError("failed", "late"), None, 0.1, 1)))
     assert ledger.get(b"key") == Reply("answer")
 
 
 def test_an_answer_replaces_a_failure_with_all_its_columns():
     ledger = Ledger()
-    ledger.put(b"key", SOURCE, Call(CallError("failed", "busy"), None, 0.1, 8))
+    ledger.put(Entry(b"key", SOURCE, Call(CallError("failed", "busy"), None, 0.1, 8)))
     assert ledger.get(b"key") is None
-    ledger.put(b"key", SOURCE, Call(Reply("answer"), 0.5, 0.1, 1))
+    ledger.put(Entry(b"key", SOURCE, Call(Reply("answer"), 0.5, 0.1, 1)))
     row = ledger._db.execute("SELECT outcome, error, price, attempts FROM calls").fetchall()
     assert row == [("answered", None, 0.5, 1)]
 
@@ -89,7 +89,7 @@ def test_a_damaged_ledger_is_refused(tmp_path: Path):
     path = tmp_path / "a.ledger"
     ledger = Ledger(path)
     for index in range(200):
-        ledger.put(b"%d" % index, SOURCE, Call(Reply("x" * 500), None, 0.1, 1))
+        ledger.put(Entry(b"%d" % index, SOURCE, Call(Reply("x" * 500), None, 0.1, 1)))
     ledger.close()
     content = bytearray(path.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 8192] = b"\xff" * 8192

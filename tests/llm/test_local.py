@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignment.cli import UserError
 from alignment.llm import protocol
-from alignment.llm.engine import LLM, Limits
+from alignment.llm.engine import LLM
 from alignment.llm.fingerprint import fingerprint
 from alignment.llm.local import LocalBackend
 from alignment.llm.model import Encoded, LocalModel, _GumbelNoise
+from alignment.llm.pacing import Limits
 from alignment.llm.protocol import CallError, Message, Reply, Request, Sampling
 from tests.tiny import save_tiny, tiny_tokenizer
 
