@@ -48,6 +48,7 @@ def build_dataset(
     Raises:
         UserError: The input cannot be read, the output exists, or nothing came out.
     """
+    report_file = Path(f"{options.output}.report.json")
     with open_ledger(options.output, options) as ledger:
         llm = connect(options.model, options.base_url, ledger, options)
 
@@ -63,6 +64,7 @@ def build_dataset(
             async with llm:
                 return await map_rows(read_rows(options.input), rows_of, options.output)
 
+        report_file.unlink(missing_ok=True)
         report = asyncio.run(job())
     report.refuse_empty(options.input)
     statistics = pair_statistics(_sides(options.output))
@@ -73,8 +75,7 @@ def build_dataset(
         "usage": asdict(llm.usage),
         "options": {name: value for name, value in vars(options).items() if value is not None},
     }
-    path = Path(f"{options.output}.report.json")
-    path.write_text(json.dumps(summary, indent=2, default=str) + "\n", encoding="utf-8")
+    report_file.write_text(json.dumps(summary, indent=2, default=str) + "\n", encoding="utf-8")
     say(f"{options.output}: {report}")
     say(
         f"chosen {statistics.chosen_length:.0f} characters, rejected "

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from alignment.cli import UserError, parse, run
 from alignment.core.rows import read_rows
 from alignment.llm.connect import CallOptions, connect, open_ledger
+from alignment.llm.lock import locked
 from alignment.llm.model import PROVIDER, Encoded, LocalModel
 from alignment.llm.prompts import as_messages
 from alignment.llm.protocol import CallError, Reply, Request, Sampling, Verb
@@ -80,8 +81,11 @@ def generate(options: Options) -> MapReport:
         UserError: The prompts cannot be read, the output exists, or the model cannot be asked.
     """
     here = options.base_url is None and not options.model.startswith("program:")
-    ask = _run_here if here else _ask_server
-    report = ask(options, list(_rows(options)))
+    if here:
+        with locked(options.output):
+            report = _run_here(options, list(_rows(options)))
+    else:
+        report = _ask_server(options)
     report.refuse_empty(options.prompts)
     return report
 
@@ -95,9 +99,10 @@ def main(argv: list[str]) -> None:
 
 def _rows(options: Options) -> Iterator[Named]:
     """The rows with `sample`, the index of their first draw: a repeated prompt is drawn anew."""
-    seen: Counter[str] = Counter()
+    seen: Counter[bytes] = Counter()
     for name, row in islice(read_rows(options.prompts), options.limit):
-        prompt = json.dumps([row.get("prompt"), row.get("instruction"), row.get("input")])
+        text = json.dumps([row.get("prompt"), row.get("instruction"), row.get("input")])
+        prompt = hashlib.blake2b(text.encode(), digest_size=8).digest()
         yield name, {**row, "sample": seen[prompt]}
         seen[prompt] += options.samples
 
@@ -134,7 +139,8 @@ def _answer(row: Row, request: Request, reply: Reply, source: Mapping[str, str])
     }
 
 
-def _ask_server(options: Options, rows: Sequence[Named]) -> MapReport:
+def _ask_server(options: Options) -> MapReport:
+    total = sum(1 for _ in islice(read_rows(options.prompts), options.limit))
     with open_ledger(options.output, options) as ledger:
         llm = connect(options.model, options.base_url, ledger, options)
 
@@ -146,7 +152,7 @@ def _ask_server(options: Options, rows: Sequence[Named]) -> MapReport:
 
         async def job() -> MapReport:
             async with llm:
-                return await map_rows(rows, answers, options.output, total=len(rows))
+                return await map_rows(_rows(options), answers, options.output, total=total)
 
         report = asyncio.run(job())
     print(llm.usage)
