@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import logging
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -132,6 +133,14 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
         message, status = "interrupted", 130
     sys.stderr.write(f"error: {' '.join(message.split())}\n")
     sys.exit(status)
+
+
+def quieten() -> None:
+    """Silences what libraries tell of every request and lock, and an alarming word on import."""
+    for noisy in ("filelock", "httpcore", "httpx"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    # An optional kernel that is missing reads like a broken installation.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def say(text: str) -> None:

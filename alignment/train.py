@@ -23,8 +23,9 @@ from typing import Any, NoReturn, cast
 
 # TRL's trainers report their use to a server unless they are told not to.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-# Importing bitsandbytes warns of an optional kernel, which reads like a broken installation.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+from alignment.cli import UserError, load_yaml, quieten, run, unknown
+
+quieten()
 
 from accelerate import PartialState
 from datasets import disable_progress_bars
@@ -33,7 +34,6 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 
-from alignment.cli import UserError, load_yaml, run, unknown
 from alignment.data import (
     GroupDataset,
     NothingUsable,
@@ -200,8 +200,6 @@ def main(argv: list[str] | None = None) -> None:
     # peft still asks for a property that transformers has renamed.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "httpcore", "filelock"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     recipe = parse_recipe(sys.argv[1:] if argv is None else argv)
     if not PartialState().is_main_process:
         logging.getLogger().setLevel(logging.WARNING)

@@ -24,7 +24,7 @@ import torch
 import transformers
 
 from alignment import __version__
-from alignment.cli import UserError, parse, run, say
+from alignment.cli import UserError, parse, quieten, run, say
 from alignment.llm.fingerprint import fingerprint
 from alignment.objectives import load_objective
 from alignment.quickstart import world
@@ -131,6 +131,7 @@ class Cast(NamedTuple):
 def main(argv: list[str]) -> None:
     """`alignment quickstart`."""
     options = parse(Options, argv, "alignment quickstart", __doc__)
+    quieten()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()

@@ -130,6 +130,11 @@ def find_server(model: str | None, url: str | None, api_key_env: str | None) -> 
     try:
         listed: Any = client.get("/models", cast_to=object)
         names = [str(item["id"]) for item in listed["data"]]
+    except openai.APIStatusError as error:
+        raise UserError(
+            f"{url} does not list its models (it answered {error.status_code}); name the one to "
+            "ask: `--judge-model`, `--reviser-model`"
+        ) from None
     except openai.OpenAIError as error:
         cause = error.__cause__ or error
         raise UserError(f"{url} does not list its models ({cause}); is it running?") from None

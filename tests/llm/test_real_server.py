@@ -24,18 +24,22 @@ from tests.tiny import EOS_ID, VOCAB_SIZE, tiny_config, tiny_tokenizer
 pytestmark = pytest.mark.slow
 
 PROMPTS = 30
+SAYS = "## Revised answer\nA"
+"""An answer, a revision of any answer, and a verdict."""
 
 
 def save_parrot(folder: Path) -> Path:
-    """A model that answers `A` to everything, which is also a verdict.
+    """A model that says the same to everything, as one token.
 
     Its layers add nothing to the embedding of the last token, and its head is a table of what
-    follows that token: `A` after the end of the chat template, the end of the turn after `A`.
+    follows that token: `SAYS` after the end of the chat template, the end of the turn after `SAYS`.
     """
     tokenizer = tiny_tokenizer()
-    config = tiny_config(hidden_size=VOCAB_SIZE, tie_word_embeddings=False)
+    tokenizer.add_tokens([SAYS])
+    size = VOCAB_SIZE + 8  # as the heads of attention want it
+    config = tiny_config(hidden_size=size, vocab_size=size, tie_word_embeddings=False)
     model = LlamaForCausalLM(config).eval()
-    (letter,) = tokenizer.encode("A")
+    (words,) = tokenizer.encode(SAYS)
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "?"}], add_generation_prompt=True, return_dict=False
     )
@@ -43,10 +47,10 @@ def save_parrot(folder: Path) -> Path:
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
-        model.model.embed_tokens.weight.copy_(torch.eye(VOCAB_SIZE))
+        model.model.embed_tokens.weight.copy_(torch.eye(size))
         model.lm_head.weight.zero_()
-        model.lm_head.weight[letter, prompt[-1]] = 9.0
-        model.lm_head.weight[EOS_ID, letter] = 9.0
+        model.lm_head.weight[words, prompt[-1]] = 9.0
+        model.lm_head.weight[EOS_ID, words] = 9.0
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -122,7 +126,7 @@ def stop_half_way_and_rerun(served: Served, ledger: Path, calls: int, *argv: obj
 
 
 def test_policy_and_judge_stopped_half_way_repeat_no_call(served: Served, tmp_path: Path):
-    """The policy says `A` to everything; the judge says `A` too, whichever answer comes first."""
+    """The judge ends with `A` like the policy, whichever answer comes first."""
     prompts, answers, baseline = (tmp_path / name for name in ("p.jsonl", "a.jsonl", "b.jsonl"))
     rows = [{"prompt": f"question {index}"} for index in range(PROMPTS)]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -134,7 +138,7 @@ def test_policy_and_judge_stopped_half_way_repeat_no_call(served: Served, tmp_pa
     )
     made = [row for _, row in read_rows(answers)]
     assert [row["prompt"] for row in made] == [row["prompt"] for row in rows]
-    assert {row["response"] for row in made} == {"A"}
+    assert {row["response"] for row in made} == {SAYS}
     assert made[0]["meta"]["fingerprint"]
 
     verdicts = tmp_path / "out" / "verdicts.jsonl"
@@ -148,6 +152,36 @@ def test_policy_and_judge_stopped_half_way_repeat_no_call(served: Served, tmp_pa
     assert (results["win_rate"], results["n_prompts"], results["unjudged"]) == (0.5, PROMPTS, 0)
     assert results["position_consistency"] == 0.0
     assert output.startswith("win rate 0.500, 95% interval [0.500, 0.500]")
+
+
+def test_a_quickstart_stopped_half_way_repeats_no_call(served: Served, tmp_path: Path):
+    """The policy runs in the command, reviser and judge on the server; it is stopped while pairs
+    are built. The server has answered what the ledgers hold, and once when it was looked up."""
+    prompts, run = tmp_path / "p.jsonl", tmp_path / "run"
+    rows = [{"prompt": f"question {index}"} for index in range(PROMPTS)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [
+        *("quickstart", "--output", run, "--model", served.model, "--prompts", prompts),
+        *("--judge-url", served.url, "--judge-model", served.model),
+        *("--held-out-prompts", 6, "--steps", 2, "--batch-size", 4),
+        *("--max-tokens", 8, "--learning-rate", 0.01),
+    ]
+    ledgers = [run / f"{name}.jsonl.ledger" for name in ("pairs", "judged/verdicts")]
+    before = served.calls()
+    job = alignment(*words)
+    while job.poll() is None and finished_calls(ledgers[0]) < 5:
+        time.sleep(0.01)
+    job.send_signal(signal.SIGINT)
+    job.communicate(timeout=60)
+    assert job.returncode == 130
+    assert 5 <= finished_calls(ledgers[0]) < PROMPTS - 6
+    job = alignment(*words)
+    _, errors = job.communicate(timeout=240)
+    assert job.returncode == 0, errors
+    assert finished_calls(ledgers[0]) == PROMPTS - 6
+    assert served.calls() - before == 1 + sum(map(finished_calls, ledgers))
+    results = json.loads((run / "results.json").read_text())
+    assert (results["pairs"], results["n_prompts"]) == (PROMPTS - 6, 6)
 
 
 def test_a_model_that_the_server_lacks_is_told_in_one_line(served: Served, tmp_path: Path):

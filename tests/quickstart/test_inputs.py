@@ -1,6 +1,8 @@
 """Prompts on both sides of the split, and servers that are asked before anything expensive."""
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,18 @@ def test_a_server_that_does_not_answer_is_told_in_one_line():
         find_server(None, gone, None)
     with pytest.raises(UserError, match=r"cannot reach http://127.0.0.1:9/v1 .*running\?"):
         check_servers([Server("tiny", gone)], None)
+
+
+def test_a_server_that_cannot_list_its_models_asks_for_a_name():
+    """`transformers serve` answers 500 where the machine has no cache of models, this one 501."""
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        with pytest.raises(
+            UserError, match=r"answered 501\); name the one to ask: `--judge-model`"
+        ):
+            find_server(None, url, None)
+        server.shutdown()
 
 
 def test_a_server_that_lacks_the_model_is_told_with_the_nearest_it_has():
