@@ -128,12 +128,17 @@ def load(step: Step) -> Loaded:
 
 
 def chunked_terms(objective: Objective, loaded: Loaded) -> GroupTerms:
-    """Log-probs and divergences in one walk over the vocabulary, or in two where skews adapt."""
+    """Log-probs and divergences as `alignment.core.scoring` computes them."""
     student, teacher, targets, labels = loaded
     if "teacher" not in objective.needs:
         return replace(labels, logps=token_logps(student.hidden, student.weight, targets))
-    if objective.logps_are_metrics(labels):
-        specs = objective.divergences(labels)
+    use = objective.logps_use(labels)
+    if use != "gradient":
+
+        def specs_of(logps: Tensor, teacher_logps: Tensor) -> Sequence[DivergenceSpec]:
+            return objective.divergences(replace(labels, logps=logps, teacher_logps=teacher_logps))
+
+        specs = objective.divergences(labels) if use == "logged" else specs_of
         found = compare_tokens(student, teacher, labels.response_of_token, specs, targets=targets)
         return replace(labels, **found._asdict())
     with torch.no_grad():

@@ -7,16 +7,19 @@ normalisers; the tiles are walked again for the divergence and for its gradient.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from alignment.core.logps import HeadTransform, accumulation_dtype, project
+from alignment.core.logps import HeadTransform, accumulation_dtype, project, token_logps
 from alignment.objectives.base import DivergenceKind, DivergenceSpec
+
+SpecsOfLogps: TypeAlias = Callable[[Tensor, Tensor], Sequence[DivergenceSpec]]
+"""Specs from the (N,) log-probs of student and teacher; the skew of a response reads its own."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,12 @@ class Chunks(NamedTuple):
         rows = max(4, min(tokens // 6, 2 ** (26 if cuda else 24) // vocabulary))
         return cls(rows, max(4096, 2 ** (24 if cuda else 21) // rows))
 
+    def holding(self, response: int, vocabulary: int, device: torch.device) -> Chunks | None:
+        """These with room for a whole response, None where that takes over 256 MB (CUDA: 1 GB)."""
+        if response * vocabulary > 2 ** (28 if device.type == "cuda" else 26):
+            return None
+        return self._replace(rows=max(self.rows, response))
+
 
 class Comparison(NamedTuple):
     """What one walk over the vocabulary gives.
@@ -88,7 +97,7 @@ def compare_tokens(  # noqa: PLR0913
     student: HeadInput,
     teacher: HeadInput,
     response_of_token: Tensor,
-    specs: Sequence[DivergenceSpec],
+    specs: Sequence[DivergenceSpec] | SpecsOfLogps,
     *,
     targets: Tensor | None = None,
     chunks: Chunks | None = None,
@@ -105,7 +114,9 @@ def compare_tokens(  # noqa: PLR0913
         student: Gradient flows to its hidden states, and to its head where that requires grad.
         teacher: Constant.
         response_of_token: (N,) int64, the response a token belongs to.
-        specs: D >= 1 divergences; one whose skew requires grad gets the skew's gradient.
+        specs: D >= 1 divergences; one whose skew requires grad gets the skew's gradient. A function
+            that gives them from log-probs, as constants, is called as these become known; where
+            responses are too long to be held whole, a walk for log-probs alone comes first.
         targets: (N,) int64 token ids of the common vocabulary, whose log-probs come at no cost;
             each is normalised over its model's whole vocabulary, as `token_logps` does it.
         chunks: How much to compute at once; None chooses by device and size.
@@ -116,9 +127,22 @@ def compare_tokens(  # noqa: PLR0913
     Raises:
         ValueError: Shapes do not fit, or a kind is unknown.
     """
-    _check(student, teacher, response_of_token, specs)
     vocabulary = min(student.weight.shape[0], teacher.weight.shape[0])
-    dtype = accumulation_dtype(student.hidden.dtype)
+    device, dtype = student.hidden.device, accumulation_dtype(student.hidden.dtype)
+    if chunks is None:
+        chunks = Chunks.of(response_of_token.numel(), vocabulary, device)
+    specs_of = None
+    if callable(specs):
+        if targets is None:
+            raise ValueError("compare_tokens: specs that read log-probs need `targets`")
+        held = chunks.holding(int(response_of_token.bincount().max()), vocabulary, device)
+        if held is None:
+            specs = specs(_logps(student, targets), _logps(teacher, targets))
+        else:
+            chunks, specs_of = held, specs
+            unknown = response_of_token.new_zeros(response_of_token.shape, dtype=dtype)
+            specs = specs_of(unknown, unknown)
+    _check(student, teacher, response_of_token, specs)
     constant = HeadInput(
         teacher.hidden.detach(),
         teacher.weight.detach(),
@@ -129,8 +153,10 @@ def compare_tokens(  # noqa: PLR0913
     selected = [
         everywhere if spec.where is None else spec.where[response_of_token] for spec in specs
     ]
-    if chunks is None:
-        chunks = Chunks.of(response_of_token.numel(), vocabulary, student.hidden.device)
+
+    def spread(specs: Sequence[DivergenceSpec]) -> Tensor:
+        return torch.stack([spec.skew.to(dtype)[response_of_token] for spec in specs], 1)
+
     task = _Task(
         constant,
         student.transform or HeadTransform(),
@@ -139,13 +165,14 @@ def compare_tokens(  # noqa: PLR0913
         targets,
         vocabulary,
         chunks,
+        response_of_token,
+        None if specs_of is None else lambda *logps: spread(specs_of(*logps)),
     )
-    skews = torch.stack([spec.skew.to(dtype)[response_of_token] for spec in specs], 1)  # (N, D)
     # Autocast would round the logits to half precision.
     with torch.autocast(student.hidden.device.type, enabled=False):
         return Comparison(
             *_TokenDivergences.apply(  # type: ignore[no-untyped-call]
-                student.hidden, student.weight, student.bias, skews, task
+                student.hidden, student.weight, student.bias, spread(specs), task
             )
         )
 
@@ -160,6 +187,8 @@ class _Task(NamedTuple):
     targets: Tensor | None  # (N,) int64
     vocabulary: int
     chunks: Chunks
+    response_of_token: Tensor  # (N,) int64
+    skews_of: Callable[[Tensor, Tensor], Tensor] | None  # log-probs (N,) -> (N, D)
 
 
 class _Side(NamedTuple):
@@ -196,7 +225,9 @@ class _TokenDivergences(torch.autograd.Function):
         head_trains = want_weight or want_bias
         divergences = torch.zeros_like(skews)
         slopes = torch.zeros_like(skews) if want_skews else None
-        logps, teacher_logps = skews.new_empty((2, 0 if task.targets is None else skews.shape[0]))
+        logps, teacher_logps = skews.new_zeros((2, 0 if task.targets is None else skews.shape[0]))
+        if task.skews_of is not None:
+            skews = skews.clone()
         pieces: list[tuple[Tensor, int]] = []
         directions: list[Tensor] = []
         student = HeadInput(hidden, weight, bias, task.transform)
@@ -206,6 +237,8 @@ class _TokenDivergences(torch.autograd.Function):
                 targets = task.targets[rows.tokens]
                 logps[rows.tokens] = rows.q.logps(targets)
                 teacher_logps[rows.tokens] = rows.p.logps(targets)
+            if task.skews_of is not None:
+                skews[rows.tokens] = task.skews_of(logps, teacher_logps)[rows.tokens]
             pull = None if room is None else room[: rows.tokens.numel()]
             for column in rows.columns:
                 value, slope = _diverge(rows, column, skews, task, pull)
@@ -281,10 +314,29 @@ def _walk(student: HeadInput, task: _Task) -> Iterator[_Rows]:
     for needed in torch.unique(task.selected, dim=0):
         columns = needed.nonzero().flatten().tolist()
         same = (task.selected == needed).all(1).nonzero().flatten()
-        for tokens in same.split(task.chunks.rows) if columns or task.targets is not None else ():
+        for tokens in _pieces(same, task) if columns or task.targets is not None else ():
             p = _score(task.teacher, tokens, task, room_p[: tokens.numel()])
             q = _score(student, tokens, task, room_q[: tokens.numel()])
             yield _Rows(tokens, columns, p, q)
+
+
+def _pieces(tokens: Tensor, task: _Task) -> tuple[Tensor, ...]:
+    """Tokens in chunks; where skews wait for log-probs, chunks of whole responses."""
+    if task.skews_of is None:
+        return torch.split(tokens, task.chunks.rows)
+    sizes: list[int] = []
+    lengths = torch.unique_consecutive(task.response_of_token[tokens], return_counts=True)[1]
+    for length in lengths.tolist():
+        if sizes and sizes[-1] + length <= task.chunks.rows:
+            sizes[-1] += length
+        else:
+            sizes.append(length)
+    return torch.split(tokens, sizes)
+
+
+def _logps(head: HeadInput, targets: Tensor) -> Tensor:
+    with torch.no_grad():
+        return token_logps(head.hidden, head.weight, targets, head.bias, head.transform)
 
 
 def _buffer(student: HeadInput, task: _Task) -> Tensor:

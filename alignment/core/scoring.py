@@ -19,7 +19,12 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from alignment.core.attention import attention_mask
-from alignment.core.divergences import HeadInput, compare_tokens, token_divergences
+from alignment.core.divergences import (
+    HeadInput,
+    SpecsOfLogps,
+    compare_tokens,
+    token_divergences,
+)
 from alignment.core.logps import HeadTransform, token_logps
 from alignment.core.packing import PackedBatch
 from alignment.objectives.base import DivergenceSpec, GroupTerms, Objective, Progress
@@ -33,9 +38,9 @@ class ScoredOutput(ModelOutput):
     """What a model returns for a packed batch.
 
     Attributes:
-        logps: (N,) nats, log-prob of each response token; without gradient where one walk over the
-            vocabulary gave them beside the divergences.
-        teacher_logps: (N,) nats, those of the teacher from the same walk.
+        logps: (N,) nats, log-prob of each response token.
+        teacher_logps: (N,) nats, those of a teacher that was compared in the same walk over the
+            vocabulary, which leaves both without gradient.
         divergences: (N, D) nats, as `Comparison.specs` asks; None without a comparison.
         head: What the logits at the predicting positions are made of, where asked for.
     """
@@ -52,12 +57,14 @@ class Comparison:
 
     Attributes:
         teacher: The teacher's half.
-        specs: The divergences to compute; a function of the policy's (N,) log-probs where they
-            depend on them, which then costs a walk over the vocabulary of its own.
+        specs: The divergences to compute, or a function that gives them from log-probs.
+        teacher_logps: (N,) nats, where the gradient of the policy's log-probs is needed, which then
+            take a walk over the vocabulary of their own; None leaves all to one walk.
     """
 
     teacher: HeadInput
-    specs: Sequence[DivergenceSpec] | Callable[[Tensor], Sequence[DivergenceSpec]]
+    specs: Sequence[DivergenceSpec] | SpecsOfLogps
+    teacher_logps: Tensor | None = None
 
 
 def add_scored_forward(model: PreTrainedModel) -> None:
@@ -116,14 +123,16 @@ def add_scored_forward(model: PreTrainedModel) -> None:
 
 
 def _compared(own: HeadInput, packed: PackedBatch, compare: Comparison) -> ScoredOutput:
-    """Log-probs and divergences in one walk over the vocabulary, or two where specs need both."""
-    segments, teacher = packed.response_of_token, compare.teacher
-    if not callable(compare.specs):
-        found = compare_tokens(own, teacher, segments, compare.specs, targets=packed.targets)
+    """Log-probs and divergences, in one walk over the vocabulary where that is enough."""
+    segments, teacher, specs = packed.response_of_token, compare.teacher, compare.specs
+    if compare.teacher_logps is None:
+        found = compare_tokens(own, teacher, segments, specs, targets=packed.targets)
         return ScoredOutput(**found._asdict())
     logps = token_logps(own.hidden, own.weight, packed.targets, own.bias, own.transform)
-    values = token_divergences(own, teacher, segments, compare.specs(logps))
-    return ScoredOutput(logps=logps, divergences=values)
+    if callable(specs):
+        specs = specs(logps, compare.teacher_logps)
+    values = token_divergences(own, teacher, segments, specs)
+    return ScoredOutput(logps=logps, teacher_logps=compare.teacher_logps, divergences=values)
 
 
 @dataclass
@@ -157,28 +166,30 @@ class Scorer:
         """Scores a batch under the policy and whatever the objective compares it with."""
         progress, state = progress or Progress(), state or {}
         labels = functools.partial(label_terms, batch, progress=progress, state=state)
+
+        def specs_of(logps: Tensor, teacher_logps: Tensor) -> Sequence[DivergenceSpec]:
+            return self.objective.divergences(labels(logps=logps, teacher_logps=teacher_logps))
+
         ref_logps = teacher_logps = compare = None
         if "reference" in self.objective.needs:
             ref_logps = self.reference_logps(model, batch)
         if "teacher" in self.objective.needs:
             known = labels(logps=torch.zeros(batch.targets.shape, device=batch.targets.device))
-            one_walk = self.objective.logps_are_metrics(known)
-            told = self._teach(batch, with_logps=not one_walk)
+            use = self.objective.logps_use(known)
+            compares = type(self.objective).divergences is not Objective.divergences
+            told = self._teach(batch, with_logps=use == "gradient", keep_head=compares)
             teacher_logps = told.logps
             if told.head is not None:
                 compare = Comparison(
                     told.head,
-                    self.objective.divergences(known)
-                    if one_walk
-                    else lambda logps: self.objective.divergences(
-                        labels(logps=logps, teacher_logps=teacher_logps)
-                    ),
+                    self.objective.divergences(known) if use == "logged" else specs_of,
+                    teacher_logps,
                 )
         scored = model(packed=batch, compare=compare)
         return labels(
             logps=scored.logps,
             ref_logps=ref_logps,
-            teacher_logps=scored.teacher_logps if teacher_logps is None else teacher_logps,
+            teacher_logps=teacher_logps if compare is None else scored.teacher_logps,
             divergences=scored.divergences,
         )
 
@@ -202,15 +213,12 @@ class Scorer:
             counts = self.objective(terms).counts()
         return counts if batch.real else torch.zeros_like(counts)
 
-    def _teach(self, batch: PackedBatch, *, with_logps: bool) -> ScoredOutput:
+    def _teach(self, batch: PackedBatch, **wanted: bool) -> ScoredOutput:
         if self.teacher is None:
             name = type(self.objective).__name__
             raise ValueError(f"{name} needs a teacher: set `teacher_model_name_or_path`")
-        compares = type(self.objective).divergences is not Objective.divergences
         with torch.no_grad(), evaluating(self.teacher):
-            output: ScoredOutput = self.teacher(
-                packed=batch, keep_head=compares, with_logps=with_logps
-            )
+            output: ScoredOutput = self.teacher(packed=batch, **wanted)
         return output
 
     def reference_logps(self, model: nn.Module, batch: PackedBatch) -> Tensor:

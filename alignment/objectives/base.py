@@ -24,6 +24,7 @@ Need = Literal["reference", "teacher", "reward", "role", "pairs", "twin"]
 DivergenceKind = Literal[
     "skewed_forward_kl", "skewed_reverse_kl", "anchored_reverse_kl", "jensen_shannon"
 ]
+LogpsUse = Literal["gradient", "constant", "logged"]
 
 
 class Progress(NamedTuple):
@@ -285,13 +286,16 @@ class Objective(ABC):
         """The divergences to compute, given log-probs of policy and teacher; none by default."""
         return ()
 
-    def logps_are_metrics(self, terms: GroupTerms) -> bool:
-        """Whether neither the loss nor `divergences` reads log-probs, which are then only logged.
+    def logps_use(self, terms: GroupTerms) -> LogpsUse:
+        """How log-probs are read by the loss and by `divergences`, for what may be spared.
 
-        `terms` hold labels, progress and state. Where this is true, one walk over the vocabulary
-        serves log-probs, which then carry no gradient, and divergences.
+        Where they are `logged` only, one walk over the vocabulary serves divergences and log-probs;
+        where they are `constant` their gradient is not computed.
+
+        Args:
+            terms: Labels, progress and state.
         """
-        return False
+        return "gradient"
 
     def update(
         self, state: Mapping[str, Tensor], statistics: Mapping[str, Mean]

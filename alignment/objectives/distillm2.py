@@ -13,6 +13,7 @@ from alignment.objectives.base import (
     DivergenceKind,
     DivergenceSpec,
     GroupTerms,
+    LogpsUse,
     LossTerm,
     Mean,
     Need,
@@ -94,9 +95,11 @@ class DistiLLM2(Objective):
             DivergenceSpec(reverse, skews, terms.role < 0),
         )
 
-    def logps_are_metrics(self, terms: GroupTerms) -> bool:
-        """Where the skew does not adapt: always, before there are anchors, in the first epoch."""
-        return not self._anchors(terms)
+    def logps_use(self, terms: GroupTerms) -> LogpsUse:
+        """Where the skew adapts: not before there are anchors, nor in the paper's first epoch."""
+        if not self._anchors(terms):
+            return "logged"
+        return "constant" if self.form == "paper" else "gradient"
 
     def __call__(self, terms: GroupTerms) -> ObjectiveOutput:
         """One mean over pairs."""

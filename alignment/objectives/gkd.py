@@ -8,6 +8,7 @@ from typing import ClassVar
 from alignment.objectives.base import (
     DivergenceSpec,
     GroupTerms,
+    LogpsUse,
     LossTerm,
     Need,
     Objective,
@@ -51,9 +52,9 @@ class GKD(Objective):
         weights = terms.logps.new_full((terms.num_responses,), self.beta)
         return (DivergenceSpec("jensen_shannon", weights),)
 
-    def logps_are_metrics(self, terms: GroupTerms) -> bool:
-        """Always: only divergences count."""
-        return True
+    def logps_use(self, terms: GroupTerms) -> LogpsUse:
+        """Only divergences count."""
+        return "logged"
 
     def __call__(self, terms: GroupTerms) -> ObjectiveOutput:
         """One mean over groups."""

@@ -8,6 +8,7 @@ from typing import ClassVar
 from alignment.objectives.base import (
     DivergenceSpec,
     GroupTerms,
+    LogpsUse,
     LossTerm,
     Mean,
     Need,
@@ -39,9 +40,9 @@ class KD(Objective):
         skews = terms.logps.new_zeros(terms.num_responses)
         return (DivergenceSpec("skewed_forward_kl", skews, terms.role > 0),)
 
-    def logps_are_metrics(self, terms: GroupTerms) -> bool:
-        """Always: only divergences count."""
-        return True
+    def logps_use(self, terms: GroupTerms) -> LogpsUse:
+        """Only divergences count."""
+        return "logged"
 
     def __call__(self, terms: GroupTerms) -> ObjectiveOutput:
         """One mean over chosen responses."""

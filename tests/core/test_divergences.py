@@ -166,6 +166,58 @@ def test_log_probs_of_targets_come_along_for_every_token(
         assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("trains", [True, False])
+def test_skews_that_read_log_probs_as_constants_need_one_walk(
+    whole: bool, trains: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The skew of a response is what the student gives it of both models' mean probability.
+
+    It equals what a walk for log-probs and one for divergences give; a response that is too long to
+    be held whole takes these two.
+    """
+    student, teacher = head(0, 17, trains=trains), head(1, 17, trains=False)
+    targets = torch.arange(TOKENS)
+
+    def specs_of(logps: Tensor, teacher_logps: Tensor) -> list[DivergenceSpec]:
+        counts = RESPONSE_OF_TOKEN.bincount()
+        means = [
+            torch.zeros(3).to(side).index_add(0, RESPONSE_OF_TOKEN, side) / counts
+            for side in (logps, teacher_logps)
+        ]
+        skew = torch.stack(means).softmax(0)[0]
+        where = torch.tensor([True, False, True])
+        return [
+            DivergenceSpec("skewed_forward_kl", skew, where),
+            DivergenceSpec("skewed_reverse_kl", skew, ~where),
+        ]
+
+    logps, teacher_logps = (
+        token_logps(side.hidden, side.weight, targets, side.bias).detach()
+        for side in (student, teacher)
+    )
+    specs = specs_of(logps, teacher_logps)
+    assert specs[0].skew.std() > 0.01
+    expected = token_divergences(student, teacher, RESPONSE_OF_TOKEN, specs, SMALL)
+    if not whole:
+        monkeypatch.setattr(Chunks, "holding", lambda *_: None)
+    found = compare_tokens(
+        student, teacher, RESPONSE_OF_TOKEN, specs_of, targets=targets, chunks=SMALL
+    )
+    for got, want in zip(found, (expected, logps, teacher_logps), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    leaves = (student.hidden, student.weight, student.bias) if trains else (student.hidden,)
+    for got, want in zip(
+        gradients(found.divergences, *leaves), gradients(expected, *leaves), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+def test_specs_that_read_log_probs_need_targets() -> None:
+    with pytest.raises(ValueError, match="need `targets`"):
+        compare_tokens(head(0, 9), head(1, 9), RESPONSE_OF_TOKEN, lambda *_: [])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("trains", [True, False])
 def test_gradcheck_where_the_vocabulary_is_no_multiple_of_the_chunk(

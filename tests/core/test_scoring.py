@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ from alignment.core.scoring import (
     policy_logps,
 )
 from alignment.objectives.apo import APO
-from alignment.objectives.base import GroupTerms
+from alignment.objectives.base import GroupTerms, LogpsUse, Progress
 from alignment.objectives.distillm2 import DistiLLM2
 from alignment.objectives.dpo import DPO
 from alignment.objectives.sft import SFT
@@ -383,8 +383,8 @@ def test_a_teacher_of_another_family_is_scored_on_the_same_tokens():
 class InTwoWalks(DistiLLM2):
     """Says of its log-probs that it may need their gradient."""
 
-    def logps_are_metrics(self, terms: GroupTerms) -> bool:
-        return False
+    def logps_use(self, terms: GroupTerms) -> LogpsUse:
+        return "gradient"
 
 
 def test_one_walk_over_the_vocabulary_gives_what_two_give():
@@ -401,6 +401,26 @@ def test_one_walk_over_the_vocabulary_gives_what_two_give():
         DistiLLM2(skew="fixed")(terms).loss().backward()
         gradients.append(adapter_gradient(model))
     assert relative(*gradients) < 1e-6
+
+
+@pytest.mark.parametrize(("form", "with_gradient"), [("paper", False), ("release", True)])
+def test_a_skew_that_adapts_reads_the_log_probs_of_the_same_pass(
+    form: Literal["paper", "release"], with_gradient: bool
+):
+    """The release's skew carries gradient into the log-probs, the paper's takes them as given."""
+    state = {f"anchors/{side}": torch.tensor(1e-3) for side in ("chosen", "rejected")}
+    model, teacher = adapted("llama"), tiny_model("qwen3", seed=7)
+    add_scored_forward(teacher)
+    objective, batch = DistiLLM2(form=form), pack(pairs(), "shared", PAD)
+    scorer = scorer_of(objective, teacher=teacher)
+    terms = scorer(model, batch, Progress(step=5, max_steps=9, epoch=1.5, epochs=3.0), state)
+    assert terms.logps.requires_grad == with_gradient
+    assert terms.teacher_logps is not None
+    with torch.no_grad():
+        assert largest(terms.teacher_logps, alone(teacher, pairs())) < 1e-5
+        assert largest(terms.logps, policy_logps(model, batch)) < 1e-5
+    ignored = replace(terms, state={})
+    assert not torch.equal(objective(terms).parts["skews"], objective(ignored).parts["skews"])
 
 
 def test_divergences_do_not_depend_on_the_layout():

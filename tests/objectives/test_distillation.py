@@ -23,7 +23,7 @@ def test_neither_divergences_nor_loss_read_log_probs(objective: Objective) -> No
     terms = one_token_pairs(
         [[0.0, 0.0]] * 2, [[-1.0, -2.0], [-3.0, -0.1]], [[-0.5, -1.0], [-2.0, -4.0]]
     )
-    assert objective.logps_are_metrics(terms)
+    assert objective.logps_use(terms) == "logged"
     specs = objective.divergences(terms)
     for spec, other in zip(specs, objective.divergences(blank), strict=True):
         assert torch.equal(spec.skew, other.skew)

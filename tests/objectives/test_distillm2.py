@@ -118,11 +118,11 @@ def test_log_probs_are_only_metrics_while_the_skew_does_not_adapt() -> None:
     known = replace(terms, state=anchors(0.1, 0.1))
     later = replace(known, progress=LATER)
     release = DistiLLM2(form="release")
-    assert DistiLLM2(skew="fixed").logps_are_metrics(later)
-    assert release.logps_are_metrics(terms)
-    assert not release.logps_are_metrics(known)
-    assert DistiLLM2().logps_are_metrics(known)
-    assert not DistiLLM2().logps_are_metrics(later)
+    assert DistiLLM2(skew="fixed").logps_use(later) == "logged"
+    assert release.logps_use(terms) == "logged"
+    assert release.logps_use(known) == "gradient"
+    assert DistiLLM2().logps_use(known) == "logged"
+    assert DistiLLM2().logps_use(later) == "constant"
 
 
 def test_each_side_has_its_own_divergence_and_the_release_anchors_the_second() -> None:
