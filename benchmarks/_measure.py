@@ -73,7 +73,7 @@ def in_fresh_process(module: str, setting: Any) -> Any:
         command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
     )
     if run.returncode:
-        raise RuntimeError(f"{' '.join(command[1:4])} failed:\n{run.stderr[-2000:]}")
+        raise RuntimeError(f"{module} --one failed:\n{run.stderr[-2000:]}")
     return json.loads(run.stdout.splitlines()[-1])
 
 

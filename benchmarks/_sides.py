@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import pad
 
 from alignment.core.packing import TokenGroup
+from alignment.data import GroupDataset
+from alignment.objectives.apo import APO
 from alignment.objectives.base import GroupTerms
 from alignment.objectives.nca import NCA
 from alignment.trainers.base import GroupTrainer
@@ -80,11 +82,11 @@ class Shape:
     """
 
     vocabulary: int = 32_000
-    hidden: int = 256
-    intermediate: int = 704
+    hidden: int = 192
+    intermediate: int = 512
     layers: int = 6
-    heads: int = 8
-    kv_heads: int = 4
+    heads: int = 6
+    kv_heads: int = 3
     rank: int = 16
     device: str = "cpu"
     dtype: str = "float32"
@@ -130,7 +132,7 @@ def trainer_for(  # noqa: PLR0913 - everything a run depends on
     folder: Path,
     steps: int,
 ) -> Any:
-    """A trainer of a fresh adapter.
+    """A trainer of a fresh adapter on groups of ids.
 
     Args:
         side: Which.
@@ -141,10 +143,60 @@ def trainer_for(  # noqa: PLR0913 - everything a run depends on
         steps: Optimiser steps that will be run at most.
     """
     groups = [group for batch in batches for group in batch]
+    size = len(batches[0])
+    if not side.trl:
+        rows = as_dataset(groups)
+        return our_trainer(shape, model, rows, folder, size, steps, stored=side.stored)
+    order = "sequential" if side.by_length else "random"
+    args = DPOConfig(
+        **_settings(shape, folder, size, steps),
+        precompute_ref_log_probs=side.stored,
+        loss_type="apo_zero",
+        train_sampling_strategy=order,
+    )
     pairs = groups[0].reward is None
-    common: dict[str, Any] = {
+    kind = PaddedPairs if pairs else PaddedGroups
+    return kind(
+        sharing_weights(model),
+        args=args,
+        train_dataset=Dataset.from_list([kind.row(group) for group in groups]),
+        data_collator=None if pairs else collate_padded_groups,
+        processing_class=tiny_tokenizer(),
+        peft_config=_adapter(shape),
+    )
+
+
+def our_trainer(  # noqa: PLR0913 - everything a run depends on
+    shape: Shape,
+    model: PreTrainedModel,
+    groups: GroupDataset,
+    folder: Path,
+    batch: int,
+    steps: int,
+    *,
+    stored: bool = False,
+) -> GroupTrainer:
+    """This project's trainer: APO-zero on pairs, NCA on groups of any other size."""
+    args = GroupConfig(
+        **_settings(shape, folder, batch, steps),
+        precompute_ref_log_probs=stored,
+        ref_cache_dir=str(folder / "reference"),
+    )
+    return GroupTrainer(
+        sharing_weights(model),
+        args,
+        groups,
+        processing_class=tiny_tokenizer(),
+        peft_config=_adapter(shape),
+        objective=APO() if groups[0].reward is None else GROUP_LOSS,
+    )
+
+
+def _settings(shape: Shape, folder: Path, batch: int, steps: int) -> dict[str, Any]:
+    """What both trainers are told."""
+    return {
         "output_dir": str(folder),
-        "per_device_train_batch_size": len(batches[0]),
+        "per_device_train_batch_size": batch,
         "max_steps": steps,
         "learning_rate": 0.0,
         "lr_scheduler_type": "constant",
@@ -153,7 +205,6 @@ def trainer_for(  # noqa: PLR0913 - everything a run depends on
         "bf16": shape.dtype == "bfloat16",
         "use_cpu": shape.device == "cpu",
         "max_length": MAX_LENGTH,
-        "precompute_ref_log_probs": side.stored,
         "gradient_checkpointing": shape.checkpointing,
         "dataloader_pin_memory": shape.device == "cuda",
         "logging_strategy": "no",
@@ -161,37 +212,15 @@ def trainer_for(  # noqa: PLR0913 - everything a run depends on
         "report_to": "none",
         "disable_tqdm": True,
     }
-    lora = LoraConfig(
+
+
+def _adapter(shape: Shape) -> LoraConfig:
+    return LoraConfig(
         r=shape.rank,
         lora_alpha=2 * shape.rank,
         lora_dropout=0.0,
         target_modules="all-linear",
         task_type="CAUSAL_LM",
-    )
-    if not side.trl:
-        args = GroupConfig(
-            **common,
-            objective="apo",
-            ref_cache_dir=str(folder / "reference"),
-        )
-        return GroupTrainer(
-            sharing_weights(model),
-            args,
-            as_dataset(groups),
-            processing_class=tiny_tokenizer(),
-            peft_config=lora,
-            objective=None if pairs else GROUP_LOSS,
-        )
-    order = "sequential" if side.by_length else "random"
-    args = DPOConfig(**common, loss_type="apo_zero", train_sampling_strategy=order)
-    kind = PaddedPairs if pairs else PaddedGroups
-    return kind(
-        sharing_weights(model),
-        args=args,
-        train_dataset=Dataset.from_list([kind.row(group) for group in groups]),
-        data_collator=None if pairs else collate_padded_groups,
-        processing_class=tiny_tokenizer(),
-        peft_config=lora,
     )
 
 
@@ -300,14 +329,14 @@ class Tally:
     """What some steps computed.
 
     Attributes:
-        loss: Sum over steps.
-        gradient: Sum over steps, of all trainable weights by name; None unless asked for.
+        loss: Sum over the steps of the first epoch.
+        gradient: Sum over the steps of the first epoch, of all trainable weights by name.
         positions: Positions that went through the policy with gradient, padding included.
         others: Positions that went through the model without.
     """
 
     loss: float = 0.0
-    gradient: dict[str, Tensor] | None = None
+    gradient: dict[str, Tensor] = field(default_factory=dict)
     positions: int = 0
     others: int = 0
 
@@ -333,8 +362,8 @@ class Turns(TrainerCallback, AbstractContextManager["Turns"]):
         trainer.add_callback(self)
 
     def step(self) -> float:
-        """Seconds of one optimiser step, the first time with all that precedes it."""
-        start = time.perf_counter()
+        """Seconds of one optimiser step; of the first one without what precedes it."""
+        self._started = time.perf_counter()
         if self._thread.ident is None:
             self._thread.start()
         else:
@@ -342,7 +371,7 @@ class Turns(TrainerCallback, AbstractContextManager["Turns"]):
         failure = self._ended.get()
         if failure is not None:
             raise failure
-        return time.perf_counter() - start
+        return time.perf_counter() - self._started
 
     def __exit__(self, *error: object) -> None:
         self._over = True
@@ -351,17 +380,20 @@ class Turns(TrainerCallback, AbstractContextManager["Turns"]):
             self._thread.join()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Draws the adapter, the same one on every side."""
+        """Draws the adapter, the same one on every side, and starts the clock."""
         if state.global_step == 0:
             generator = torch.Generator().manual_seed(0)
             with torch.no_grad():
                 for _, weight in self._trained():
                     weight.copy_(0.05 * torch.randn(weight.shape, generator=generator))
+            # Checks before training and stored references are no part of a step.
+            self.tally = Tally()
+            self._started = time.perf_counter()
 
-    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Adds up gradients where asked for."""
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Adds up the gradients of the first epoch."""
         total = self.tally.gradient
-        if total is not None:
+        if state.epoch < 1:
             for name, weight in self._trained():
                 grad = weight.grad.detach().double().cpu()
                 total[name] = total[name] + grad if name in total else grad
@@ -380,7 +412,8 @@ class Turns(TrainerCallback, AbstractContextManager["Turns"]):
 
     def _training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss: Tensor = self._step(*args, **kwargs)
-        self.tally.loss += float(loss)
+        if self.trainer.state.epoch < 1:
+            self.tally.loss += float(loss)
         return loss
 
     def _count(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -402,7 +435,7 @@ def difference(found: Tally, truth: Tally) -> float:
     Raises:
         ValueError: The sides train different weights, or gradients were not added up.
     """
-    if not found.gradient or not truth.gradient or found.gradient.keys() != truth.gradient.keys():
+    if not truth.gradient or found.gradient.keys() != truth.gradient.keys():
         raise ValueError("the sides train different weights")
     apart = sum((found.gradient[n] - g).square().sum() for n, g in truth.gradient.items())
     whole = sum(gradient.square().sum() for gradient in truth.gradient.values())

@@ -17,8 +17,8 @@ project's NCA.
 Groups of an epoch are spread evenly over the lengths of the data. Sides take turns step by step; a
 round is an epoch, its figure the mean over its steps, and shown are median and quartiles of rounds.
 Memory is the high-water mark minus the level before the first step, in a process for each side that
-trains on the batch of the longest groups. Differences of loss and gradient are relative to ours,
-summed over an epoch: the same groups whatever their order.
+takes two steps on the batch of the longest groups. Differences of loss and gradient are relative to
+ours, summed over an epoch: the same groups whatever their order.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
 
 from benchmarks._measure import Spread, be_quiet, in_fresh_process, peak, reset_peak, table
 
@@ -54,18 +56,25 @@ class Work(NamedTuple):
     vocabulary: int = 32_000
 
 
-WORKS = (
-    Work(REAL),
-    Work(REAL, 4),
-    Work(REAL, 8),
-    Work(REAL, vocabulary=151_936),
-    Work("ultrafeedback"),
-    Work("helpsteer"),
-    Work("hh"),
-    Work("summarisation"),
-    Work("512x128"),
-)
-QUICK = (Work(REAL), Work("512x128"))
+class Size(NamedTuple):
+    """How much of it: groups of a step, steps of an epoch."""
+
+    batch: int = 4
+    steps: int = 2
+
+
+WORKS = {
+    Work(REAL): Size(steps=4),
+    Work("512x128"): Size(),
+    Work(REAL, 4): Size(),
+    Work(REAL, 8): Size(batch=2),
+    Work(REAL, vocabulary=151_936): Size(batch=2),
+    Work("ultrafeedback"): Size(),
+    Work("helpsteer"): Size(),
+    Work("hh"): Size(),
+    Work("summarisation"): Size(),
+}
+QUICK = {Work(REAL): Size(batch=2, steps=3), Work("512x128"): Size(batch=2, steps=1)}
 
 
 class Target(NamedTuple):
@@ -117,27 +126,31 @@ class Result:
         """Unique tokens."""
         return self.unique / self.seconds.median
 
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "seconds": self.seconds._asdict()}
+
 
 def compare(
     shape: Shape, batches: Sequence[Sequence[TokenGroup]], rounds: int, sides: Mapping[str, Side]
 ) -> dict[str, Result]:
-    """Lets the sides take turns; the first epoch is not timed but compared."""
+    """Lets the sides take turns; the first round is compared as well."""
     from benchmarks._data import unique_tokens
-    from benchmarks._sides import Tally, difference
+    from benchmarks._sides import difference
 
     steps = len(batches)
     unique = mean(map(unique_tokens, batches))
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    with running(shape, batches, sides, steps * (rounds + 1)) as turns:
-        walk(turns, steps)
-        checks = {name: turn.tally for name, turn in turns.items()}
-        for turn in turns.values():
-            turn.tally = Tally()
+    with running(shape, batches, sides, steps * rounds) as turns:
         for _ in range(rounds):
             for name, total in walk(turns, steps).items():
                 seconds[name].append(total / steps)
         tallies = {name: turn.tally for name, turn in turns.items()}
-    truth = checks[OURS]
+    # What is measured next may want all the memory there is.
+    turns.clear()
+    gc.collect()
+    torch.cuda.empty_cache()
+    truth = tallies[OURS]
     return {
         name: Result(
             seconds=Spread.of(seconds[name]),
@@ -145,8 +158,8 @@ def compare(
             padded=tally.positions / (rounds * steps * unique),
             reference=tally.others / (rounds * steps * unique),
             megabytes=peak_megabytes(shape, batches[-1], sides[name]),
-            loss_difference=abs(checks[name].loss - truth.loss) / abs(truth.loss),
-            gradient_difference=difference(checks[name], truth),
+            loss_difference=abs(tally.loss - truth.loss) / abs(truth.loss),
+            gradient_difference=difference(tally, truth),
         )
         for name, tally in tallies.items()
     }
@@ -166,7 +179,7 @@ def running(
     shape: Shape, batches: Sequence[Sequence[TokenGroup]], sides: Mapping[str, Side], steps: int
 ) -> Iterator[dict[str, Turns]]:
     """A trainer for each side, around the same tensors of the base model."""
-    from benchmarks._sides import Tally, Turns, trainer_for
+    from benchmarks._sides import Turns, trainer_for
 
     model = shape.model()
     with ExitStack() as stack:
@@ -175,7 +188,6 @@ def running(
         for number, (name, side) in enumerate(sides.items()):
             trainer = trainer_for(side, shape, model, batches, root / str(number), steps)
             turns[name] = stack.enter_context(Turns(trainer))
-            turns[name].tally = Tally(gradient={})
         yield turns
 
 
@@ -266,16 +278,19 @@ def verdicts(work: Work, results: Mapping[str, Result]) -> list[Verdict]:
     return found
 
 
-def report(work: Work, options: argparse.Namespace) -> dict[str, Any]:
+def report(work: Work, size: Size, options: argparse.Namespace) -> dict[str, Any]:
     """Measures one kind of work and prints its table."""
     from benchmarks._data import groups_of, sorted_batches
     from benchmarks._sides import SIDES, Shape
 
     shape = Shape(vocabulary=work.vocabulary, checkpointing=options.checkpointing)
     pool = groups_of(work.data, work.responses)
-    batches = sorted_batches(pool, options.batch, options.steps)
+    batches = sorted_batches(pool, *size)
     results = compare(shape, batches, options.rounds, SIDES)
-    print(f"\n{work.data}, K={work.responses}, vocabulary {work.vocabulary}:")
+    print(
+        f"\n{work.data}, K={work.responses}, vocabulary {work.vocabulary}, "
+        f"{size.batch} groups a step:"
+    )
     print(table(lines(results)))
     checked = verdicts(work, results)
     for verdict in checked:
@@ -283,11 +298,8 @@ def report(work: Work, options: argparse.Namespace) -> dict[str, Any]:
     return {
         **work._asdict(),
         "shape": asdict(shape),
-        "batch": options.batch,
-        "sides": {
-            name: {**asdict(result), "seconds": result.seconds._asdict()}
-            for name, result in results.items()
-        },
+        **size._asdict(),
+        "sides": {name: result.record() for name, result in results.items()},
         "targets": [verdict._asdict() for verdict in checked],
     }
 
@@ -301,13 +313,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--against", choices=["trl"], default="trl", help="the other trainer")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
-    parser.add_argument("--quick", action="store_true", help="two kinds of work, one round")
+    parser.add_argument("--quick", action="store_true", help="two kinds of work, fewer steps")
     parser.add_argument("--data", nargs="+", choices=sorted({work.data for work in WORKS}))
     parser.add_argument("--responses", nargs="+", type=int, help="only these sizes of a group")
     parser.add_argument("--vocabulary", nargs="+", type=int, help="only these")
-    parser.add_argument("--batch", type=int, default=4, help="groups of a step")
-    parser.add_argument("--steps", type=int, default=4, help="of an epoch, which is a round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, help="groups of a step")
+    parser.add_argument("--steps", type=int, help="of an epoch, which is a round")
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--checkpointing", action="store_true", help="of activations, on all sides")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -315,27 +327,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.one:
         print(measure_peak(Path(json.loads(options.one))))
         return
-    if options.quick:
-        options.rounds = 1
-    works = [
-        work
-        for work in (QUICK if options.quick else WORKS)
+    works = {
+        work: Size(options.batch or size.batch, options.steps or size.steps)
+        for work, size in (QUICK if options.quick else WORKS).items()
         if work.data in (options.data or [work.data])
         and work.responses in (options.responses or [work.responses])
         and work.vocabulary in (options.vocabulary or [work.vocabulary])
-    ]
+    }
     run(works, options)
 
 
-def run(works: Sequence[Work], options: argparse.Namespace) -> None:
+def run(works: Mapping[Work, Size], options: argparse.Namespace) -> None:
     """Measures what the data at hand allows."""
     from benchmarks._data import shared_file
 
     if shared_file() is None:
         print(f"{REAL} is left out: its file is not there (ALIGNMENT_SHARED names its folder)")
-        works = [work for work in works if work.data != REAL]
+        works = {work: size for work, size in works.items() if work.data != REAL}
     print(LEGEND, end="")
-    found = [report(work, options) for work in works]
+    found = [report(work, size, options) for work, size in works.items()]
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -1,0 +1,221 @@
+"""Time and memory for each unique token as data and groups grow: they are to stay flat.
+
+    python -m benchmarks.scaling [--quick] [--json FILE]
+
+Every line is a process of its own: it prepares rows of text (rendering, token ids, storing), builds
+the trainer with the plan of its epochs, and takes some optimiser steps. With more rows, the time of
+preparation for each token and all memory are to stay what they are. With more responses to a
+prompt, a step holds about as many unique tokens as ever, so that its time and memory can be
+compared. Every prompt has 64 words and every response as many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from benchmarks._measure import be_quiet, in_fresh_process, peak, reset_peak, table
+
+WORDS = 64
+"""Words of a prompt and of a response."""
+
+STEP_TEXTS = 34
+"""About how many prompts and responses an optimiser step holds, whatever the size of the groups."""
+
+FLAT = 0.10
+"""How far a figure may lie above the first one of its series."""
+
+
+class Point(NamedTuple):
+    """One process: rows of data, responses of a row."""
+
+    rows: int
+    responses: int
+
+
+ROWS = tuple(Point(rows, 2) for rows in (1_000, 8_000, 64_000))
+RESPONSES = tuple(Point(1_000, responses) for responses in (1, 2, 4, 8, 16))
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one process found.
+
+    Attributes:
+        prepared: Unique tokens of all rows.
+        prepare_seconds: From rows of a file to stored groups.
+        build_seconds: From groups to the trainer with its plan.
+        step_tokens: Unique tokens of a step.
+        step_seconds: Median of steps.
+        prepare_megabytes: Peak of preparation above the level before it.
+        step_megabytes: Peak of the steps above the level before them.
+    """
+
+    prepared: int
+    prepare_seconds: float
+    build_seconds: float
+    step_tokens: float
+    step_seconds: float
+    prepare_megabytes: float
+    step_megabytes: float
+
+    @property
+    def prepare_cost(self) -> float:
+        """Microseconds of preparation and building for each unique token."""
+        return 1e6 * (self.prepare_seconds + self.build_seconds) / self.prepared
+
+    @property
+    def step_cost(self) -> float:
+        """Microseconds of a step for each unique token."""
+        return 1e6 * self.step_seconds / self.step_tokens
+
+    @property
+    def step_memory(self) -> float:
+        """Kilobytes of a step for each unique token."""
+        return 1e3 * self.step_megabytes / self.step_tokens
+
+
+def rows_of(point: Point, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Rows of random words; pairs, or scored groups where there are not two responses."""
+    rng = random.Random(seed)
+    for _ in range(point.rows):
+        prompt, *texts = (_text(rng) for _ in range(1 + point.responses))
+        if point.responses == 2:
+            yield {"prompt": prompt, "chosen": texts[0], "rejected": texts[1]}
+        else:
+            yield {"prompt": prompt, "responses": texts, "rewards": [rng.random() for _ in texts]}
+
+
+_VOCABULARY = [
+    f"{first}{second}{third}" for first in "bdfgk" for second in "aeio" for third in "lmn"
+]
+
+
+def _text(rng: random.Random) -> str:
+    return " ".join(rng.choices(_VOCABULARY, k=WORDS))
+
+
+def measure(point: Point, steps: int) -> Figures:
+    """Prepares, builds and takes `steps` steps after one that is not timed."""
+    with tempfile.TemporaryDirectory() as folder:
+        # Before `datasets` is imported, which reads it once.
+        os.environ["HF_DATASETS_CACHE"] = str(Path(folder) / "cache")
+        return _measure(point, steps, Path(folder))
+
+
+def _measure(point: Point, steps: int, folder: Path) -> Figures:
+    from alignment.core.rendering import Renderer
+    from alignment.data import Preparation, Source, read_sources
+    from alignment.objectives.apo import APO
+    from benchmarks._sides import GROUP_LOSS, Shape, Turns, our_trainer, tiny_tokenizer
+
+    file = folder / "rows.jsonl"
+    with file.open("w") as lines:
+        lines.writelines(json.dumps(row) + "\n" for row in rows_of(point))
+    tokenizer = tiny_tokenizer([" ".join(_VOCABULARY)] * 2, vocab_size=600)
+    objective = APO() if point.responses == 2 else GROUP_LOSS
+    prepare = Preparation(Renderer(tokenizer, None), objective, chat=True)
+    level = reset_peak("cpu")
+    start = time.perf_counter()
+    groups = prepare(read_sources([Source(str(file))]))
+    prepare_seconds = time.perf_counter() - start
+    prepare_megabytes = (peak("cpu") - level) / 1e6
+    shape = Shape(vocabulary=2000, layers=2)
+    batch = round(STEP_TEXTS / (1 + point.responses))
+    start = time.perf_counter()
+    trainer = our_trainer(shape, shape.model(), groups, folder / "run", batch, steps + 1)
+    build_seconds = time.perf_counter() - start
+    level = reset_peak("cpu")
+    with Turns(trainer) as turns:
+        turns.step()
+        seconds = [turns.step() for _ in range(steps)]
+        return Figures(
+            prepared=int(groups.lengths("shared").sum()),
+            prepare_seconds=prepare_seconds,
+            build_seconds=build_seconds,
+            step_tokens=batch * float(groups.lengths("shared").mean()),
+            step_seconds=median(seconds),
+            prepare_megabytes=prepare_megabytes,
+            step_megabytes=(peak("cpu") - level) / 1e6,
+        )
+
+
+HEADER = (
+    *("rows", "K", "prepare us/token", "", "prepare MB", ""),
+    *("step us/token", "", "step KB/token", ""),
+)
+
+
+def lines(points: Sequence[Point], found: Sequence[Figures]) -> list[tuple[str, ...]]:
+    """The cells of a series, each figure with its ratio to the first one."""
+    rows: list[tuple[str, ...]] = [HEADER]
+    for point, figures in zip(points, found, strict=True):
+        cells = [str(point.rows), str(point.responses)]
+        for name, digits in (
+            ("prepare_cost", 2),
+            ("prepare_megabytes", 0),
+            ("step_cost", 2),
+            ("step_memory", 1),
+        ):
+            value, first = getattr(figures, name), getattr(found[0], name)
+            cells += [f"{value:.{digits}f}", f"x{value / first:.2f}"]
+        rows.append(tuple(cells))
+    return rows
+
+
+def excess(found: Sequence[Figures], names: Sequence[str]) -> dict[str, float]:
+    """By how much the largest of each figure lies above the first one."""
+    values = {name: [getattr(figures, name) for figures in found] for name in names}
+    return {name: max(series) / series[0] - 1 for name, series in values.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the series over rows and the series over responses."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scaling",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser.add_argument("--quick", action="store_true", help="1000 and 8000 rows, K up to 4")
+    parser.add_argument("--steps", type=int, default=8, help="timed in each process")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    be_quiet()
+    if options.one:
+        rows, responses, steps = json.loads(options.one)
+        print(json.dumps(asdict(measure(Point(rows, responses), steps))))
+        return
+    count = 2 if options.quick else None
+    series = {
+        "rows": (ROWS[:count], ("prepare_cost", "prepare_megabytes", "step_cost", "step_memory")),
+        "responses": (RESPONSES[: count and 3], ("prepare_cost", "step_cost", "step_memory")),
+    }
+    report: dict[str, Any] = {}
+    for name, (points, flat) in series.items():
+        settings = [[*point, options.steps] for point in points]
+        found = [Figures(**in_fresh_process("benchmarks.scaling", one)) for one in settings]
+        print(f"\nmore {name}:")
+        print(table(lines(points, found)))
+        above = excess(found, flat)
+        for figure, share in above.items():
+            print(f"{'flat' if share <= FLAT else 'NOT FLAT'}: {figure}: {share:+.0%}")
+        report[name] = [
+            {**point._asdict(), **asdict(one)} for point, one in zip(points, found, strict=True)
+        ]
+        report[f"excess over {name}"] = above
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
