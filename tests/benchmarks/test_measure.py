@@ -28,5 +28,5 @@ def test_the_high_water_mark_is_that_since_the_reset():
 
 @pytest.mark.slow
 def test_what_a_process_says_when_it_fails_is_shown():
-    with pytest.raises(RuntimeError, match="benchmarks.scaling --one failed"):
+    with pytest.raises(RuntimeError, match=r"benchmarks\.scaling --one failed"):
         in_fresh_process("benchmarks.scaling", 1)
