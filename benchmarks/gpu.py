@@ -4,11 +4,8 @@
 
 Weights are random, activations are recomputed on all sides, as both trainers do by default. Beside
 tokens per second and peak memory stands MFU: the operations that the step has to do, over its time
-and over what the GPU does at best. It counts, for every unique token, 2 operations per weight of
-the layers forward, 2 backward (the weights are frozen, so only activations take gradient) and 2 for
-a reference that is not stored; the same for the head at the tokens it scores; 6 per weight of the
-adapter; and 4 per layer, width and visible pair of positions forward, twice that backward.
-Recomputation and padding are not counted.
+and over what the GPU does at best. `benchmarks._operations` says what is counted; recomputation and
+padding are not.
 """
 
 from __future__ import annotations
@@ -19,16 +16,13 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from benchmarks._measure import be_quiet, table
+from benchmarks._operations import operations
 from benchmarks.step import Result, compare, lines
-
-if TYPE_CHECKING:
-    from alignment.core.packing import TokenGroup
-    from benchmarks._sides import Shape
 
 PEAKS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
 """Dense bf16 operations per second by the makers' data sheets, for a name that contains the key."""
@@ -45,40 +39,6 @@ EIGHT_BILLION: dict[str, Any] = {
     "checkpointing": True,
 }
 """Llama 3.1 8B's shape."""
-
-
-def operations(shape: Shape, groups: Sequence[TokenGroup], *, stored: bool) -> float:
-    """Floating-point operations that a step on some groups has to do."""
-    head_dim = shape.hidden // shape.heads
-    attended, kept = shape.heads * head_dim, shape.kv_heads * head_dim
-    linear = [
-        *((shape.hidden, attended), (attended, shape.hidden)),
-        *((shape.hidden, kept), (shape.hidden, kept)),
-        *((shape.hidden, shape.intermediate),) * 2,
-        (shape.intermediate, shape.hidden),
-    ]
-    layer = sum(rows * columns for rows, columns in linear)
-    adapter = shape.rank * sum(rows + columns for rows, columns in linear)
-    tokens = sum(group.lengths()[0] for group in groups)
-    scored = sum(len(response) for group in groups for response in group.responses)
-    passes = 2 if stored else 3  # forward, backward, reference
-    weights = tokens * shape.layers * layer + scored * shape.hidden * shape.vocabulary
-    seen = sum(map(visible_pairs, groups))
-    return (
-        2 * passes * weights
-        + 6 * tokens * shape.layers * adapter
-        + 4 * (passes + 1) * shape.layers * attended * seen
-    )
-
-
-def visible_pairs(group: TokenGroup) -> int:
-    """Pairs of a position and one that it sees, itself included, every prompt counted once."""
-    prefix = len(group.prefix)
-    pairs = prefix * (prefix + 1) // 2
-    for context, response in zip(group.contexts, group.responses, strict=True):
-        branch = len(context) + len(response) - 1
-        pairs += branch * prefix + branch * (branch + 1) // 2
-    return pairs
 
 
 def peak_operations(name: str) -> float | None:

@@ -281,6 +281,18 @@ def verdicts(work: Work, results: Mapping[str, Result]) -> list[Verdict]:
     return found
 
 
+def arithmetic_limits(shape: Shape, batches: Sequence[Sequence[TokenGroup]]) -> dict[str, float]:
+    """Seconds of a step that does what it has to, as fast as a layer's largest matrix product."""
+    from benchmarks._data import unique_tokens
+    from benchmarks._operations import operations, products_per_second
+
+    rate = products_per_second(shape, unique_tokens(batches[-1]))
+    return {
+        name: mean(operations(shape, batch, stored=stored) for batch in batches) / rate
+        for name, stored in ((OURS, False), (OURS_STORED, True))
+    }
+
+
 def report(work: Work, size: Size, options: argparse.Namespace) -> dict[str, Any]:
     """Measures one kind of work and prints its table."""
     from benchmarks._data import groups_of, sorted_batches
@@ -295,6 +307,10 @@ def report(work: Work, size: Size, options: argparse.Namespace) -> dict[str, Any
         f"{size.batch} groups a step:"
     )
     print(table(lines(results)))
+    limits = arithmetic_limits(shape, batches)
+    for name, limit in limits.items():
+        share = results[name].seconds.median / limit
+        print(f"{name}: {share:.2f} times the {limit:.3f} s of its matrix products alone")
     checked = verdicts(work, results)
     for verdict in checked:
         print(f"{'met' if verdict.met else 'NOT MET'}: {verdict.text}: {verdict.found:.2f}")
@@ -303,6 +319,7 @@ def report(work: Work, size: Size, options: argparse.Namespace) -> dict[str, Any
         "shape": asdict(shape),
         **size._asdict(),
         "sides": {name: result.record() for name, result in results.items()},
+        "limits": limits,
         "targets": [verdict._asdict() for verdict in checked],
     }
 

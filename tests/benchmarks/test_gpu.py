@@ -5,8 +5,9 @@ import torch
 
 from alignment.core.packing import TokenGroup
 from benchmarks._measure import Spread
+from benchmarks._operations import operations, products_per_second, visible_pairs
 from benchmarks._sides import Shape
-from benchmarks.gpu import main, operations, peak_operations, visible_pairs, with_mfu
+from benchmarks.gpu import main, peak_operations, with_mfu
 from benchmarks.step import OURS, OURS_STORED, Result
 
 GROUP = TokenGroup.of([[1, 2, 3]] * 2, [[4, 5], [6, 7, 8]], role=[1, -1])
@@ -32,6 +33,10 @@ def test_operations_are_counted_as_the_docstring_says():
     """
     assert operations(SHAPE, [GROUP], stored=False) == 6 * 1640 + 4176 + 4 * 608
     assert operations(SHAPE, [GROUP], stored=True) == 4 * 1640 + 4176 + 3 * 608
+
+
+def test_a_machine_multiplies():
+    assert 1e6 < products_per_second(SHAPE, 100) < 1e15
 
 
 def test_mfu_is_operations_over_time_and_over_the_peak():
