@@ -31,3 +31,15 @@ def fingerprint(folder: str | Path) -> str:
         base = Path(json.loads(adapter.read_text()).get("base_model_name_or_path") or "")
         digest.update((fingerprint(base) if base.is_dir() else str(base)).encode())
     return digest.hexdigest()[:16]
+
+
+def identity(model: str, revision: str | None) -> tuple[str, str]:
+    """The name and the fingerprint of a model, without loading it.
+
+    Args:
+        model: A folder, or a name that is known elsewhere.
+        revision: What the user tells models of one name apart by; goes before the checksum.
+    """
+    if not Path(model).is_dir():
+        return model, revision or ""
+    return Path(model).resolve().name, revision or fingerprint(model)

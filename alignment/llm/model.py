@@ -5,7 +5,7 @@ Importing this module is cheap: torch is loaded when a model is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,6 +33,80 @@ class Encoded(NamedTuple):
     request: Request
     rows: list[list[int]]
     scored: list[int]
+
+
+class Encoder:
+    """Turns requests into tokens as a model takes them.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers.
+        name: The model's, for messages.
+        longest: Most tokens that the model takes, None where that is not known.
+    """
+
+    def __init__(self, tokenizer: Any, name: str, longest: int | None) -> None:
+        self.tokenizer = tokenizer
+        self.longest = longest
+        self._name = name
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether messages can be put to this model."""
+        return bool(self.tokenizer.chat_template)
+
+    def encode(self, request: Request) -> Encoded:
+        """The tokens of a request.
+
+        Raises:
+            UserError: Messages were given to a model without chat template.
+            CallError: The prompt leaves no room for an answer, or a text to score is empty.
+        """
+        text, special = self._text(request.prompt)
+        rows: list[list[int]] = []
+        scored: list[int] = []
+        for continuation in request.continuations if request.verb == "score" else [""]:
+            tokens = self.tokenizer(
+                text + continuation, add_special_tokens=special, return_offsets_mapping=True
+            )
+            rows.append(tokens.input_ids)
+            if request.verb == "score":
+                scored.append(sum(end > len(text) for _, end in tokens.offset_mapping))
+        for index, row in enumerate(rows):
+            if self.longest is not None and len(row) >= self.longest + bool(scored):
+                told = f"the prompt has {len(row)} tokens, the model takes {self.longest}"
+                raise CallError("failed", told)
+            if not row or (scored and not 0 < scored[index] < len(row)):
+                raise CallError("failed", "neither the prompt nor a text to score may be empty")
+        return Encoded(request, rows, scored)
+
+    def _text(self, prompt: Prompt) -> tuple[str, bool]:
+        """The text of a prompt, and whether the tokenizer still has to add its special tokens."""
+        if isinstance(prompt, str):
+            return prompt, True
+        if not self.has_chat_template:
+            raise UserError(
+                f"{self._name} has no chat template; give it plain text prompts, "
+                "which it completes as they stand"
+            )
+        text = self.tokenizer.apply_chat_template(
+            list(prompt), add_generation_prompt=True, tokenize=False
+        )
+        return text, False
+
+
+def token_counter(folder: str) -> Callable[[str], int]:
+    """What counts the tokens of a text, without the model.
+
+    Raises:
+        UserError: The folder holds no tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load the tokenizer in {folder} ({shorten(error)})") from None
+    return lambda text: len(tokenizer(text).input_ids)
 
 
 class LocalModel:
@@ -80,37 +154,17 @@ class LocalModel:
         self._pad = self.tokenizer.pad_token_id
         if self._pad is None:
             self._pad = self.tokenizer.eos_token_id or 0
-        self._longest = getattr(self.model.config, "max_position_embeddings", None)
+        longest = getattr(self.model.config, "max_position_embeddings", None)
+        self.encoder = Encoder(self.tokenizer, model, longest)
 
     @property
     def has_chat_template(self) -> bool:
         """Whether messages can be put to this model."""
-        return bool(self.tokenizer.chat_template)
+        return self.encoder.has_chat_template
 
     def encode(self, request: Request) -> Encoded:
-        """The tokens of a request.
-
-        Raises:
-            UserError: Messages were given to a model without chat template.
-            CallError: The prompt leaves no room for an answer, or a text to score is empty.
-        """
-        text, special = self._text(request.prompt)
-        rows: list[list[int]] = []
-        scored: list[int] = []
-        for continuation in request.continuations if request.verb == "score" else [""]:
-            tokens = self.tokenizer(
-                text + continuation, add_special_tokens=special, return_offsets_mapping=True
-            )
-            rows.append(tokens.input_ids)
-            if request.verb == "score":
-                scored.append(sum(end > len(text) for _, end in tokens.offset_mapping))
-        for index, row in enumerate(rows):
-            if self._longest is not None and len(row) >= self._longest + bool(scored):
-                told = f"the prompt has {len(row)} tokens, the model takes {self._longest}"
-                raise CallError("failed", told)
-            if not row or (scored and not 0 < scored[index] < len(row)):
-                raise CallError("failed", "neither the prompt nor a text to score may be empty")
-        return Encoded(request, rows, scored)
+        """The tokens of a request, as `Encoder.encode` has it."""
+        return self.encoder.encode(request)
 
     def answer(self, batch: Sequence[Encoded]) -> list[Reply]:
         """The replies to requests of one verb and one sampling."""
@@ -120,20 +174,6 @@ class LocalModel:
             if batch[0].request.verb == "score":
                 return [self._score(encoded) for encoded in batch]
             return self._generate(batch)
-
-    def _text(self, prompt: Prompt) -> tuple[str, bool]:
-        """The text of a prompt, and whether the tokenizer still has to add its special tokens."""
-        if isinstance(prompt, str):
-            return prompt, True
-        if not self.has_chat_template:
-            raise UserError(
-                f"{self.model.name_or_path} has no chat template; give it plain text prompts, "
-                "which it completes as they stand"
-            )
-        text = self.tokenizer.apply_chat_template(
-            list(prompt), add_generation_prompt=True, tokenize=False
-        )
-        return text, False
 
     def _padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask, (B, T) both, padded on the left."""
@@ -149,7 +189,7 @@ class LocalModel:
 
         sampling = batch[0].request.sampling
         ids, mask = self._padded([encoded.rows[0] for encoded in batch])
-        room = (self._longest or 10**9) - ids.shape[1]
+        room = (self.encoder.longest or 10**9) - ids.shape[1]
         top = sampling.top_logprobs
         config = GenerationConfig(
             do_sample=False,  # the noise below does the drawing
