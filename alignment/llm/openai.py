@@ -8,20 +8,21 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import openai
 
 from alignment.cli import UserError, nearest
-from alignment.llm.fingerprint import fingerprint
+from alignment.llm.fingerprint import identity
 from alignment.llm.prompts import as_messages, shorten
 from alignment.llm.protocol import CallError, Outcome, Reply, Request, Verb
 from alignment.llm.redaction import hide, redact
 
 OPENAI_HOST = "api.openai.com"
 OPENAI_URL = f"https://{OPENAI_HOST}/v1"
+_SHARING = 16
+"""Most requests in flight over one client: for each it looks at all of its connections."""
 _PASSING = frozenset({408, 409, 425, 429})
 _ENDED = frozenset({"stop", "eos", "eos_token", "stop_sequence", "end_turn"})
 _ENDS: Mapping[str, str] = {
@@ -73,24 +74,21 @@ class OpenAIBackend:
             raise UserError(f"`{base_url}` is no URL; it looks like http://localhost:8000/v1")
         self.model = model
         self.provider = address.hostname
-        self.fingerprint = revision or (fingerprint(model) if Path(model).is_dir() else "")
+        _, self.fingerprint = identity(model, revision)
         self.url = base_url
         at_openai = address.hostname == OPENAI_HOST
         self._key_name = "OPENAI_API_KEY" if api_key_env is None and at_openai else api_key_env
         self._limit = "max_completion_tokens" if at_openai else "max_tokens"
-        self.client = openai.AsyncOpenAI(
-            api_key=read_key(self._key_name) if self._key_name else "none",
-            base_url=base_url,
-            max_retries=0,  # the engine retries
-            timeout=openai.Timeout(timeout, connect=min(timeout, 10.0)),
-            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
-        )
+        self._key = read_key(self._key_name) if self._key_name else "none"
+        self._timeout = openai.Timeout(timeout, connect=min(timeout, 10.0))
+        self.client = self._new_client()
+        self._clients = {self.client: 0}
 
     async def ask(self, request: Request) -> Reply:
         """Sends one request."""
         path, body = self.body(request)
         try:
-            answer = await self.client.post(path, cast_to=object, body=body)
+            answer = await self._post(path, body)
         except openai.APIStatusError as error:
             if "max_tokens" in body and "max_completion_tokens" in error.response.text:
                 self._limit = "max_completion_tokens"  # a model of OpenAI's behind another address
@@ -98,19 +96,8 @@ class OpenAIBackend:
             raise await self.failure(
                 error.status_code, error.body, error.response.text, path, error.response.headers
             ) from None
-        except openai.APITimeoutError as error:
-            told, unreachable = f"{self.url} did not answer in time", _unreachable(error)
-            raise CallError("failed", told, retry=True, unreachable=unreachable) from None
         except openai.APIConnectionError as error:
-            cause = redact(str(error.__cause__))
-            told = f"cannot reach {self.url} ({cause}); is the server running?"
-            if "CERTIFICATE_VERIFY_FAILED" in cause:
-                told = (
-                    f"{self.url} shows no certificate to be trusted ({cause}); if it is your own, "
-                    "name the authority that signed it by SSL_CERT_FILE"
-                )
-            unreachable = _unreachable(error)
-            raise CallError("failed", told, retry=True, unreachable=unreachable) from None
+            raise self.away(error) from None
         except ValueError as error:
             told = f"{self.url} answered with broken JSON: {error}"
             raise CallError("unparseable", told, retry=True) from None
@@ -121,9 +108,30 @@ class OpenAIBackend:
             raise await self.failure(status, said, str(said), path)
         return self.read(request, answer)
 
+    async def _post(self, path: str, body: dict[str, Any]) -> Any:
+        """An answer over the first client that has room; a client's requests share connections."""
+        client = next((c for c, busy in self._clients.items() if busy < _SHARING), None)
+        if client is None:
+            client = self._new_client()
+        self._clients[client] = self._clients.get(client, 0) + 1
+        try:
+            return await client.post(path, cast_to=object, body=body)
+        finally:
+            self._clients[client] -= 1
+
+    def _new_client(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(
+            api_key=self._key,
+            base_url=self.url,
+            max_retries=0,  # the engine retries
+            timeout=self._timeout,
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
+        )
+
     async def close(self) -> None:
         """Closes the connections."""
-        await self.client.close()
+        for client in self._clients:
+            await client.close()
 
     def body(self, request: Request) -> tuple[str, dict[str, Any]]:
         """The path and the JSON of a request.
@@ -149,6 +157,23 @@ class OpenAIBackend:
             told = f"{self.url} does not answer as an OpenAI-compatible API: {said}"
             raise CallError("unparseable", told, retry=True, unreachable=True) from None
         return replace(reply, text=redact(reply.text))  # a server may echo what it was sent
+
+    def away(self, error: openai.APIConnectionError) -> CallError:
+        """What it means that there was no response."""
+        # By name: which HTTP library stands below is the client's affair and changes with its
+        # version. A connection that never came about, unlike one that was dropped.
+        never = type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
+        cause = redact(str(error.__cause__))
+        if isinstance(error, openai.APITimeoutError):
+            told = f"{self.url} did not answer in time"
+        elif "CERTIFICATE_VERIFY_FAILED" in cause:
+            told = (
+                f"{self.url} shows no certificate to be trusted ({cause}); if it is your own, "
+                "name the authority that signed it by SSL_CERT_FILE"
+            )
+        else:
+            told = f"cannot reach {self.url} ({cause}); is the server running?"
+        return CallError("failed", told, retry=True, unreachable=never)
 
     async def failure(
         self,
@@ -325,12 +350,6 @@ def _text(value: Any) -> str:
     if not isinstance(value, str | None):
         raise TypeError(f"expected text, got {type(value).__name__}")
     return value or ""
-
-
-def _unreachable(error: openai.APIConnectionError) -> bool:
-    """Whether no connection came about, unlike one that was dropped."""
-    # By name: which HTTP library stands below is the client's affair and changes with its version.
-    return type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
