@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -12,9 +11,9 @@ from typing import Any
 from alignment.cli import say
 from alignment.core.groups import CHOSEN, Group, RowError, group_from_row, row_from_group, text_of
 from alignment.core.rows import read_rows
-from alignment.llm.connect import CallOptions, connect, open_ledger
+from alignment.llm.connect import CallOptions, connect, open_ledger, run_rows
 from alignment.llm.engine import LLM
-from alignment.llm.rows import MapReport, Reject, Row, map_rows
+from alignment.llm.rows import MapReport, Reject, Row
 from data_builders.statistics import PairStatistics, pair_statistics
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -60,12 +59,9 @@ def build_dataset(
                 raise Reject(error.reason, str(error)) from None
             return [made]
 
-        async def job() -> MapReport:
-            async with llm:
-                return await map_rows(read_rows(options.input), rows_of, options.output)
-
-        report_file.unlink(missing_ok=True)
-        report = asyncio.run(job())
+        if not options.dry_run:
+            report_file.unlink(missing_ok=True)
+        report = run_rows(options, [llm], read_rows(options.input), rows_of, options.output)
     report.refuse_empty(options.input)
     statistics = pair_statistics(_sides(options.output))
     summary: dict[str, Any] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +10,10 @@ from typing import Any
 
 from alignment.cli import UserError, parse, run, say
 from alignment.core.rows import read_rows
-from alignment.llm.connect import CallOptions, connect, open_ledger
+from alignment.llm.connect import CallOptions, connect, open_ledger, run_rows
 from alignment.llm.prompts import as_text, shorten
 from alignment.llm.protocol import Sampling
-from alignment.llm.rows import Reject, Row, map_rows, prompt_of, response_of
+from alignment.llm.rows import Reject, Row, prompt_of, response_of
 from eval.judge import compare, pairwise_judge
 from eval.stats import ENOUGH_JUDGED, refuse_unjudged, summarise
 
@@ -107,14 +106,11 @@ def evaluate(options: Options) -> dict[str, Any]:
         async def judged(row: Row) -> list[Row]:
             return [{**row, **(await compare(judge, **row)).as_row()}]
 
-        async def job() -> None:
-            names = ("prompt", "answer", "baseline")
-            rows = ((pair[0], dict(zip(names, pair, strict=True))) for pair in pairs)
-            async with llm:
-                await map_rows(rows, judged, verdicts, total=len(pairs))
-
-        (options.output / "results.json").unlink(missing_ok=True)
-        asyncio.run(job())
+        names = ("prompt", "answer", "baseline")
+        rows = ((pair[0], dict(zip(names, pair, strict=True))) for pair in pairs)
+        if not options.dry_run:
+            (options.output / "results.json").unlink(missing_ok=True)
+        run_rows(options, [llm], rows, judged, verdicts, total=len(pairs))
     results = {
         **summarise((row for _, row in read_rows(verdicts)), options.seed, options.resamples),
         "answers": str(options.answers),

@@ -8,7 +8,6 @@ the user: the wrong one does harm.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
 from dataclasses import dataclass, field
@@ -17,10 +16,10 @@ from typing import Any, Literal
 
 from alignment.cli import UserError, parse, run, say
 from alignment.core.rows import read_rows
-from alignment.llm.connect import CallOptions, connect, open_ledger
+from alignment.llm.connect import CallOptions, connect, open_ledger, run_rows
 from alignment.llm.prompts import as_messages, as_text
 from alignment.llm.protocol import Request, Sampling
-from alignment.llm.rows import Row, map_rows, prompt_of
+from alignment.llm.rows import Row, prompt_of
 from eval.judge import compare, pairwise_judge
 from eval.stats import refuse_unjudged, summarise
 
@@ -91,13 +90,14 @@ def diagnose(options: Options) -> dict[str, Any]:
             shown = dict(zip(("prompt", "answer", "baseline"), texts, strict=True))
             return [{**shown, **(await compare(judge, **shown)).as_row()}]
 
-        async def job() -> None:
-            async with llm, judge.llm:
-                report = await map_rows(pairs, judged, verdicts, total=len(pairs))
-            report.refuse_empty(options.pairs)
-
-        (options.output / "results.json").unlink(missing_ok=True)
-        asyncio.run(job())
+        if not options.dry_run:
+            (options.output / "results.json").unlink(missing_ok=True)
+        report = run_rows(
+            *(options, [llm, judge.llm], pairs, judged, verdicts),
+            total=len(pairs),
+            later="two verdicts on each sample",
+        )
+        report.refuse_empty(options.pairs)
     results = summarise((row for _, row in read_rows(verdicts)), options.seed)
     if not options.allow_missing:
         refuse_unjudged(results, verdicts)

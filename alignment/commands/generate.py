@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from alignment.cli import UserError, parse, run
 from alignment.core.rows import read_rows
-from alignment.llm.connect import CallOptions, connect, open_ledger
+from alignment.llm.connect import CallOptions, connect, open_ledger, run_rows
 from alignment.llm.lock import locked
 from alignment.llm.model import PROVIDER, Encoded, LocalModel
 from alignment.llm.prompts import as_messages
@@ -31,7 +31,6 @@ from alignment.llm.rows import (
     Output,
     Reject,
     Row,
-    map_rows,
     prompt_of,
     refuse_existing,
     reject_row,
@@ -80,8 +79,12 @@ def generate(options: Options) -> MapReport:
     Raises:
         UserError: The prompts cannot be read, the output exists, or the model cannot be asked.
     """
-    here = options.base_url is None and not options.model.startswith("program:")
-    if here:
+    here = options.base_url is None and not options.model.startswith(("program:", "vllm:"))
+    if here and options.mode == "batch":
+        raise UserError(
+            f"`--mode batch` needs the address of a provider; {options.model} runs here"
+        )
+    if here and not options.dry_run:
         with locked(options.output):
             report = _run_here(options, list(_rows(options)))
     else:
@@ -150,13 +153,22 @@ def _ask_server(options: Options) -> MapReport:
             pairs = zip(requests, replies, strict=True)
             return [_answer(row, request, reply, llm.source) for request, reply in pairs]
 
-        async def job() -> MapReport:
-            async with llm:
-                return await map_rows(_rows(options), answers, options.output, total=total)
-
-        report = asyncio.run(job())
+        rows = _unsaved(options) if options.dry_run else _rows(options)
+        report = run_rows(options, [llm], rows, answers, options.output, total=total)
     print(llm.usage)
     return report
+
+
+def _unsaved(options: Options) -> Iterator[Named]:
+    """The rows that no saved chunk of a model in this process answers."""
+    chunks = Path(f"{options.output}.chunks")
+    for index, named in enumerate(_rows(options)):
+        if not _chunk(chunks, index - index % options.chunk_size).is_file():
+            yield named
+
+
+def _chunk(folder: Path, start: int) -> Path:
+    return folder / f"{start:09d}.json"
 
 
 def _run_here(options: Options, rows: Sequence[Named]) -> MapReport:
@@ -172,7 +184,7 @@ def _run_here(options: Options, rows: Sequence[Named]) -> MapReport:
     chunks.mkdir(parents=True, exist_ok=True)
     paths = []
     for start in tqdm(range(0, len(rows), options.chunk_size), unit="chunk", disable=None):
-        paths.append(chunks / f"{start:09d}.json")
+        paths.append(_chunk(chunks, start))
         if not paths[-1].is_file():
             part = rows[start : start + options.chunk_size]
             _write_whole(paths[-1], _answer_chunk(options, part, local))

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from alignment.cli import UserError
 from alignment.llm.engine import LLM
+from alignment.llm.fingerprint import identity
 from alignment.llm.ledger import Ledger
 from alignment.llm.lock import locked
 from alignment.llm.pacing import Limits
 from alignment.llm.protocol import Backend
-from alignment.llm.rows import refuse_existing
+from alignment.llm.rows import MapReport, Row, map_rows, refuse_existing
+
+if TYPE_CHECKING:
+    from alignment.llm.openai import OpenAIBackend
 
 
 @dataclass(kw_only=True)
@@ -24,8 +29,21 @@ class CallOptions:
 
     resume: bool = field(default=False, metadata={"help": "go on with an output that exists"})
     overwrite: bool = field(default=False, metadata={"help": "start anew where an output exists"})
+    dry_run: bool = field(
+        default=False, metadata={"help": "say how many calls and dollars it takes; send nothing"}
+    )
     ledger: Path | None = field(
         default=None, metadata={"help": "keeps finished calls; a file beside the output if unset"}
+    )
+    mode: Literal["live", "batch"] = field(
+        default="live",
+        metadata={"help": "batch: through the provider's batch API, within a day, at its price"},
+    )
+    batch_requests: int = field(
+        default=10_000, metadata={"help": "most calls in a batch, and rows in work meanwhile"}
+    )
+    poll_interval: float = field(
+        default=60.0, metadata={"help": "seconds between two looks at a batch"}
     )
     concurrency: int = field(default=16, metadata={"help": "most calls in flight"})
     attempts: int = field(default=8, metadata={"help": "most requests sent for one call"})
@@ -60,13 +78,16 @@ class CallOptions:
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:
             raise ValueError("`--resume` and `--overwrite` exclude each other")
-        if min(self.concurrency, self.attempts, self.batch_size) < 1:
-            raise ValueError("`concurrency`, `attempts` and `batch_size` must be at least 1")
+        for name in ("concurrency", "attempts", "batch_size", "batch_requests"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1")
         if self.price is not None and len(self.price) != 2:
             raise ValueError("`price` takes two numbers: for prompt and for completion tokens")
         if self.max_cost is not None and self.price is None:
             raise ValueError("`max_cost` needs `price`: dollars for a million tokens of each kind")
-        for name in ("max_cost", "requests_per_minute", "tokens_per_minute"):
+        if self.mode == "batch" and (self.requests_per_minute or self.tokens_per_minute):
+            raise ValueError("`mode: batch` knows no rates: the provider paces its batches itself")
+        for name in ("max_cost", "requests_per_minute", "tokens_per_minute", "poll_interval"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"`{name}` is {value}; it must be above 0")
@@ -77,7 +98,7 @@ def connect(model: str, base_url: str | None, ledger: Ledger, options: CallOptio
 
     Args:
         model: With `base_url` the name that the server knows; else a folder or hub id of a model
-            for this process, or `program:module.function`.
+            for this process, the same after `vllm:`, or `program:module.function`.
         base_url: Address of an OpenAI-compatible API.
         ledger: Where finished calls are kept.
         options: How to ask.
@@ -85,35 +106,117 @@ def connect(model: str, base_url: str | None, ledger: Ledger, options: CallOptio
     Raises:
         UserError: There is no such model, program or key.
     """
-    concurrency = options.concurrency
-    backend: Backend
-    if base_url is not None:
-        from alignment.llm.openai import OpenAIBackend
-
-        backend = OpenAIBackend(
-            model, base_url, options.api_key_env, options.model_revision, options.timeout
-        )
-    elif model.startswith("program:"):
-        from alignment.llm.program import ProgramBackend
-
-        backend = ProgramBackend(
-            _load(model.removeprefix("program:")), model, options.model_revision
-        )
-    else:
-        from alignment.llm.local import LocalBackend
-
-        backend = LocalBackend(model, options.device, options.batch_size)
-        concurrency = max(concurrency, 2 * options.batch_size)  # one batch runs, one gathers
     low, high = options.price or (0.0, 0.0)
     limits = Limits(
-        concurrency,
+        options.concurrency,
         options.attempts,
         price=None if options.price is None else (low, high),
         requests_per_minute=options.requests_per_minute,
         tokens_per_minute=options.tokens_per_minute,
         max_cost=options.max_cost,
     )
-    return LLM(backend, ledger, limits)
+    if options.mode == "batch" and base_url is None:
+        raise UserError(f"`--mode batch` needs the address of a provider; {model} runs here")
+    if options.dry_run:
+        return _dry_run(model, base_url, ledger, options, limits)
+    if options.mode == "batch":
+        from alignment.llm.batch import BatchLLM, Bounds
+
+        bounds = Bounds(options.batch_requests, poll=options.poll_interval)
+        return BatchLLM(_server(model, str(base_url), options), ledger, limits, bounds)
+    if base_url is None and not model.startswith("program:"):
+        # One batch runs while another gathers; vLLM takes all that is in flight.
+        least = 256 if model.startswith("vllm:") else 2 * options.batch_size
+        limits = replace(limits, concurrency=max(options.concurrency, least))
+    return LLM(_backend(model, base_url, options), ledger, limits)
+
+
+def run_rows(  # noqa: PLR0913 - all named
+    options: CallOptions,
+    models: Sequence[LLM],
+    rows: Iterable[tuple[str, Row]],
+    build: Callable[[Row], Awaitable[Iterable[Row]]],
+    output: str | Path,
+    *,
+    total: int | None = None,
+    later: str | None = None,
+) -> MapReport:
+    """Runs a job's calls over its rows, or says what they would be.
+
+    Args:
+        options: How to ask.
+        models: All that `build` asks, from `connect`.
+        rows: As for `map_rows`.
+        build: As for `map_rows`.
+        output: As for `map_rows`.
+        total: As for `map_rows`.
+        later: What a dry run cannot count: the calls whose prompts hold answers to other calls.
+
+    Raises:
+        Stopped: As for `map_rows`.
+        UserError: As for `map_rows`.
+        SystemExit: After a dry run.
+    """
+    if options.dry_run:
+        from alignment.llm.dry_run import report
+
+        report(models, rows, build, later)
+        raise SystemExit(0)
+
+    # A batch holds calls of rows in work alone; elsewhere the default keeps memory small.
+    window = {"window": options.batch_requests} if options.mode == "batch" else {}
+
+    async def job() -> MapReport:
+        async with AsyncExitStack() as stack:
+            for model in models:
+                await stack.enter_async_context(model)
+            return await map_rows(rows, build, output, total=total, **window)
+
+    return asyncio.run(job())
+
+
+def _dry_run(
+    model: str, base_url: str | None, ledger: Ledger, options: CallOptions, limits: Limits
+) -> LLM:
+    from alignment.llm.dry_run import DryRun, Unasked
+
+    name = model.removeprefix("vllm:")
+    tokens_of = None
+    if Path(name).is_dir():
+        from alignment.llm.model import token_counter
+
+        tokens_of = token_counter(name)
+    if base_url is not None or model.startswith("program:"):
+        return DryRun(_backend(model, base_url, options), ledger, limits, tokens_of)
+    # Nothing is loaded that takes long.
+    provider = "transformers" if name == model else "vllm"
+    known = identity(name, options.model_revision)
+    return DryRun(Unasked(provider, *known), ledger, limits, tokens_of)
+
+
+def _server(model: str, base_url: str, options: CallOptions) -> OpenAIBackend:
+    from alignment.llm.openai import OpenAIBackend
+
+    return OpenAIBackend(
+        model, base_url, options.api_key_env, options.model_revision, options.timeout
+    )
+
+
+def _backend(model: str, base_url: str | None, options: CallOptions) -> Backend:
+    if base_url is not None:
+        return _server(model, base_url, options)
+    if model.startswith("program:"):
+        from alignment.llm.program import ProgramBackend
+
+        program = _load(model.removeprefix("program:"))
+        return ProgramBackend(program, model, options.model_revision)
+    if model.startswith("vllm:"):
+        from alignment.llm.vllm import VLLMBackend
+
+        return VLLMBackend(model.removeprefix("vllm:"), options.model_revision)
+    from alignment.llm.local import LocalBackend
+
+    return LocalBackend(model, options.device, options.batch_size)
 
 
 @contextmanager
@@ -124,15 +227,20 @@ def open_ledger(output: str | Path, options: CallOptions) -> Iterator[Ledger]:
         output: The file or folder that the job makes; the ledger lies beside it, `<output>.ledger`,
             unless the options name another.
         options: Whether an output that exists may be touched. `overwrite` drops the ledger too,
-            unless it was named: a named ledger may serve other jobs.
+            unless it was named: a named ledger may serve other jobs. A dry run writes none.
 
     Raises:
         UserError: The output exists and no flag allows touching it, another job is writing it, or
             the ledger is unusable.
     """
+    path = options.ledger or Path(f"{output}.ledger")
+    if options.dry_run:
+        anew = options.overwrite and options.ledger is None
+        with Ledger(path if path.exists() and not anew else None) as ledger:
+            yield ledger
+        return
     with locked(output):
         refuse_existing(output, allowed=options.resume or options.overwrite)
-        path = options.ledger or Path(f"{output}.ledger")
         if options.overwrite and options.ledger is None:
             for suffix in ("", "-wal", "-shm"):
                 Path(f"{path}{suffix}").unlink(missing_ok=True)
