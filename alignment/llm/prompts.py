@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from jinja2 import DictLoader, StrictUndefined, TemplateError, meta
+from jinja2 import DictLoader, StrictUndefined, TemplateError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from alignment.cli import UserError, unknown
@@ -16,10 +16,20 @@ from alignment.llm.protocol import Message, Prompt
 _JINJA = ImmutableSandboxedEnvironment(
     undefined=StrictUndefined, autoescape=False, loader=DictLoader({})
 )
+_ALLOWED = (
+    *(nodes.Template, nodes.Output, nodes.TemplateData, nodes.Name, nodes.Const, nodes.If),
+    *(nodes.CondExpr, nodes.Compare, nodes.Operand, nodes.And, nodes.Or, nodes.Not),
+    *(nodes.Filter, nodes.Keyword),
+)
+"""What rendering takes no more time and memory for than the fields and the file are long."""
+_FILTERS = frozenset({"trim", "upper", "lower", "length", "tojson"})
 
 
 class Template:
-    """A prompt file.
+    """A prompt file: fields, `{% if %}`, comparisons, and the filters of `_FILTERS`.
+
+    There is no attribute, call, loop, arithmetic, assignment or other file in it: a file from
+    elsewhere can neither reach into the process nor hold it up.
 
     Args:
         path: The file, in Jinja's syntax.
@@ -38,8 +48,10 @@ class Template:
         self.fields = frozenset(fields)
         try:
             text = self.path.read_text(encoding="utf-8")
-            used = meta.find_undeclared_variables(_JINJA.parse(text))
-            self._template = _JINJA.from_string(text)
+            parsed = _JINJA.parse(text)
+            _refuse_more(parsed, path)  # before compiling, which computes what is constant
+            used = meta.find_undeclared_variables(parsed)
+            self._template = _JINJA.from_string(parsed)
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read the prompt file {path}: {error}") from None
         except TemplateError as error:
@@ -62,6 +74,19 @@ class Template:
     def user_message(self, **values: str) -> list[Message]:
         """The rendered prompt as a conversation of one user message."""
         return [{"role": "user", "content": self.render(**values)}]
+
+
+def _refuse_more(parsed: nodes.Template, path: str | Path) -> None:
+    for node in parsed.find_all(nodes.Node):
+        kind = type(node).__name__.lower()
+        if isinstance(node, nodes.Filter) and node.name not in _FILTERS:
+            known = ", ".join(sorted(_FILTERS))
+            raise UserError(f"{path}: the filter `{node.name}` is not for prompts; known: {known}")
+        if not isinstance(node, _ALLOWED):
+            raise UserError(
+                f"{path}, line {node.lineno}: no `{kind}` in a prompt file, which holds fields, "
+                "`{% if %}` and filters"
+            )
 
 
 def fence(*texts: str) -> str:

@@ -31,13 +31,53 @@ def test_an_unknown_field_is_named_with_the_nearest_one(tmp_path: Path):
     [
         "{{ prompt.__class__.__mro__ }}",
         "{{ ''.__class__.__base__.__subclasses__() }}",
+        "{{ prompt['__class__'] }}",
+        "{{ prompt|attr('__class__') }}",
+        "{{ 'x'|format_map }}{{ prompt.no_such_thing }}",
+        "{{ cycler.__init__.__globals__.os.environ }}",
+        "{{ self._TemplateReference__context }}",
         "{% include 'other.txt' %}",
-        "{{ prompt.format_map }}{{ prompt.no_such_thing }}",
+        "{% include '/etc/passwd' %}",
+        "{% import 'other.txt' as other %}",
+        "{% extends 'other.txt' %}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}",
+        "{% for a in prompt %}{% for b in prompt %}x{% endfor %}{% endfor %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% set x = prompt %}{{ x }}",
+        "{{ 10 ** 10 ** 10 }}",
+        "{{ 'x' * 10 ** 10 }}",
+        "{{ prompt ~ prompt }}",
+        "{{ '%0999999999d' % 1 }}",
+        "{{ prompt|center(999999999) }}",
+        "{{ prompt|replace('', prompt)|replace('', prompt) }}",
+        "{{ lipsum(9999999) }}",
+        "{{ prompt() }}",
+        "{{ prompt.format(prompt) }}",
     ],
 )
-def test_a_template_reaches_nothing_behind_its_fields(tmp_path: Path, text: str):
-    with pytest.raises(UserError, match=r"judge\.txt"):
-        template(tmp_path, text).render(prompt="p", answer="a")
+def test_a_template_reaches_nothing_and_takes_no_time_beyond_its_fields(tmp_path: Path, text: str):
+    """It is refused as the file is read, before anything is rendered or paid for."""
+    with pytest.raises(UserError, match=r"judge\.txt") as caught:
+        template(tmp_path, text)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_prompt_needs_is_there(tmp_path: Path):
+    text = (
+        "{# a remark #}{% if answer|length > 3 and 'x' not in answer %}long{% elif not answer %}"
+        "none{% else %}{{ answer|trim|upper if prompt == 'p' else prompt|tojson }}{% endif %}"
+        "{% raw %}{{ }}{% endraw %}"
+    )
+    made = template(tmp_path, text)
+    answers = ("four", "", " ab")
+    assert [made.render(prompt="p", answer=answer) for answer in answers] == [
+        *("long{{ }}", "none{{ }}", "AB{{ }}")
+    ]
+
+
+def test_a_field_is_never_read_as_a_template(tmp_path: Path):
+    made = template(tmp_path, "{{ prompt }}{{ answer }}")
+    assert made.render(prompt="{{ answer", answer="}} {% x %}") == "{{ answer}} {% x %}"
 
 
 def test_broken_syntax_is_told_with_the_file(tmp_path: Path):
