@@ -6,7 +6,6 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,7 +16,7 @@ from alignment.cli import UserError, nearest
 from alignment.llm.fingerprint import identity
 from alignment.llm.prompts import as_messages, shorten
 from alignment.llm.protocol import CallError, Outcome, Reply, Request, Verb
-from alignment.llm.redaction import hide, redact
+from alignment.llm.redaction import hide, redact, redact_all
 
 OPENAI_HOST = "api.openai.com"
 OPENAI_URL = f"https://{OPENAI_HOST}/v1"
@@ -145,18 +144,17 @@ class OpenAIBackend:
         return path, body
 
     def read(self, request: Request, answer: Any) -> Reply:
-        """The reply in the JSON of an answer.
+        """The reply in the JSON of an answer, in which no key is left.
 
         Raises:
             CallError: There is none.
         """
+        answer = redact_all(answer)
         try:
-            reply = _reply(request, answer)
+            return _reply(request, answer)
         except (KeyError, TypeError, AttributeError, IndexError):
-            said = redact(shorten(answer))
-            told = f"{self.url} does not answer as an OpenAI-compatible API: {said}"
+            told = f"{self.url} does not answer as an OpenAI-compatible API: {shorten(answer)}"
             raise CallError("unparseable", told, retry=True, unreachable=True) from None
-        return replace(reply, text=redact(reply.text))  # a server may echo what it was sent
 
     def away(self, error: openai.APIConnectionError) -> CallError:
         """What it means that there was no response."""
@@ -192,9 +190,9 @@ class OpenAIBackend:
             path: What was asked for.
             headers: Of the response, names in lower case.
         """
-        body, headers = body if isinstance(body, dict) else {}, headers or {}
-        said, code = str(body.get("message") or body.get("detail") or text), str(body.get("code"))
-        told = f"{self.url} answered {status}: {shorten(redact(said))}"
+        body, headers = redact_all(body) if isinstance(body, dict) else {}, headers or {}
+        said = str(body.get("message") or body.get("detail") or redact(text))
+        code, told = str(body.get("code")), f"{self.url} answered {status}: {shorten(said)}"
         if status in (401, 403):
             read = f"read from {self._key_name}" if self._key_name else "not sent: `--api-key-env`"
             return UserError(f"{self.url} refuses the API key ({status}); the key was {read}")
@@ -226,7 +224,7 @@ class OpenAIBackend:
         """The models that the server lists; not every server does."""
         try:
             listed: Any = await self.client.get("/models", cast_to=object)
-            return [str(item["id"]) for item in listed["data"]]
+            return [redact(str(item["id"])) for item in listed["data"]]
         except (openai.OpenAIError, ValueError, KeyError, TypeError):
             return []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 SHORTEST = 8
 """Characters. Shorter values are placeholders such as `EMPTY`, which are words of other texts."""
@@ -41,3 +42,16 @@ def redact(text: str) -> str:
     for key in _hidden:
         text = text.replace(key, "***")
     return text
+
+
+def redact_all(value: Any) -> Any:
+    """A JSON value of which every text is redacted: a server may echo what it was sent."""
+    if not _hidden:
+        return value
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, list):
+        return [redact_all(item) for item in value]
+    if isinstance(value, dict):
+        return {redact(name): redact_all(item) for name, item in value.items()}
+    return value
