@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -41,6 +39,7 @@ from alignment.objectives.base import (
 from alignment.objectives.cpo import CPO
 from alignment.objectives.distillm2 import DistiLLM2
 from alignment.objectives.gkd import GKD
+from benchmarks._measure import in_fresh_process, peak, reset_peak
 
 METHODS: dict[str, Objective] = {
     "distillm2": DistiLLM2(skew="fixed"),
@@ -215,27 +214,6 @@ def measure(step: Step, results: Path) -> dict[str, float]:
     return {"seconds": seconds, "megabytes": (peak(step.device) - level) / 1e6}
 
 
-def reset_peak(device: str) -> float:
-    """Forgets the high-water mark; returns the level of memory in bytes."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return float(torch.cuda.memory_allocated())
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def peak(device: str) -> float:
-    """The high-water mark in bytes."""
-    return float(torch.cuda.max_memory_allocated()) if device == "cuda" else _status("VmHWM")
-
-
-def _status(name: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return 1024.0 * int(line.split()[1])
-    raise RuntimeError(f"/proc/self/status has no {name}: this benchmark needs Linux")
-
-
 def compare(step: Step, rounds: int) -> dict[str, float | str]:
     """One row of the table: medians over `rounds` turns of both sides."""
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
@@ -243,10 +221,8 @@ def compare(step: Step, rounds: int) -> dict[str, float | str]:
         files = {side: Path(folder) / f"{side}.pt" for side in SIDES}
         for _ in range(rounds):
             for side in SIDES:
-                setting = json.dumps(asdict(replace(step, side=side)))
-                command = [sys.executable, "-m", __spec__.name, "--one", setting, str(files[side])]
-                run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                runs[side].append(json.loads(run.stdout))
+                setting = [asdict(replace(step, side=side)), str(files[side])]
+                runs[side].append(in_fresh_process("benchmarks.divergence", setting))
         chunked, dense = (torch.load(files[side]) for side in SIDES)
     row: dict[str, float | str] = {"method": step.method, "vocabulary": step.vocabulary}
     for quantity in ("megabytes", "seconds"):
@@ -287,10 +263,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "float64"])
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: torch's default")
-    parser.add_argument("--one", nargs=2, metavar=("STEP", "FILE"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.one:
-        print(json.dumps(measure(Step(**json.loads(options.one[0])), Path(options.one[1]))))
+        setting, file = json.loads(options.one)
+        print(json.dumps(measure(Step(**setting), Path(file))))
         return
     rows = []
     print(HEADER, flush=True)
