@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -56,6 +58,8 @@ class ScriptedServer:
         bodies: The bodies of all calls, in the order of arrival.
         headers: Their headers, names in lower case.
         most_in_flight: Most calls that were in work at the same time.
+        in_flight: Calls that are in work now.
+        open: Cleared, it keeps answers back until it is set again.
     """
 
     def __init__(self, script: Script, models: Sequence[str]) -> None:
@@ -65,7 +69,9 @@ class ScriptedServer:
         self.bodies: list[Body] = []
         self.headers: list[Mapping[str, str]] = []
         self.most_in_flight = 0
-        self._in_flight = 0
+        self.in_flight = 0
+        self.open = threading.Event()
+        self.open.set()
         self._lock = threading.Lock()
 
     def arrive(self, body: Body, headers: Mapping[str, str]) -> Answer:
@@ -73,15 +79,15 @@ class ScriptedServer:
             index = len(self.bodies)
             self.bodies.append(body)
             self.headers.append(headers)
-            self._in_flight += 1
-            self.most_in_flight = max(self.most_in_flight, self._in_flight)
+            self.in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self.in_flight)
         if callable(self.script):
             return self.script(index, body)
         return self.script[min(index, len(self.script) - 1)]
 
     def leave(self) -> None:
         with self._lock:
-            self._in_flight -= 1
+            self.in_flight -= 1
 
 
 def last_words(body: Body) -> str:
@@ -89,27 +95,85 @@ def last_words(body: Body) -> str:
     return str(body["messages"][-1]["content"] if "messages" in body else body["prompt"])
 
 
+TROUBLES: Mapping[str, Answer] = {
+    "answered": Answer("fine"),
+    "slow": Answer("fine", delay=0.05),
+    "429": Answer(status=429, headers={"retry-after": "0.02"}),
+    "500": Answer(status=500, error={"error": {"message": "oops"}}),
+    "dropped": Answer(drop=True),
+    "cut json": Answer(raw=b'{"choices": [{"message": {"role": "assis'),
+    "refused": Answer("I would rather not", finish_reason="content_filter"),
+    "truncated": Answer("this goes on and", finish_reason="length"),
+}
+"""What a server may do, by name."""
+OUTCOMES: Mapping[str, str] = {
+    **{"answered": "answered", "slow": "answered", "refused": "refused"},
+    **{"truncated": "truncated", "429": "rate_limited", "500": "failed"},
+    **{"dropped": "failed", "cut json": "unparseable"},
+}
+"""How a call ends whose last request met it."""
+
+
+class Mix:
+    """A script that draws what happens to each request of each prompt, whatever the order.
+
+    Attributes:
+        log: What was done, in order: the prompt and a key of `TROUBLES`.
+    """
+
+    def __init__(self, seed: int, **weights: float) -> None:
+        self.seed = seed
+        self.weights = weights
+        self.log: list[tuple[str, str]] = []
+        self._seen: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def __call__(self, index: int, body: Body) -> Answer:
+        words = last_words(body)
+        with self._lock:
+            self._seen[words] += 1
+            draw = random.Random(f"{self.seed} {words} {self._seen[words]}")
+            names, weights = zip(*self.weights.items(), strict=True)
+            (name,) = draw.choices([name.replace("_", " ") for name in names], weights)
+            self.log.append((words, name))
+        return TROUBLES[name]
+
+    def last(self) -> dict[str, str]:
+        """What the last request of each prompt met."""
+        return dict(self.log)
+
+
 @contextmanager
-def serve(script: Script, models: Sequence[str] = ("tiny",)) -> Iterator[ScriptedServer]:
+def serve(
+    script: Script, models: Sequence[str] = ("tiny",), port: int = 0
+) -> Iterator[ScriptedServer]:
     """Runs a server until the block ends.
 
     Args:
         script: A function of the call's number and body, or answers in order, the last for ever.
         models: What it lists under `/models`; any model name is served unless the script objects.
+        port: Where it listens; any free one by default.
     """
     server = ScriptedServer(script, models)
 
     class Handler(_Handler):
         scripted = server
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 512
+
+        def handle_error(self, *_: object) -> None:
+            """Stays silent: clients that are killed leave broken pipes."""
+
+    http = Server(("127.0.0.1", port), Handler)
     server.url = f"http://127.0.0.1:{http.server_address[1]}/v1"
     thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield server
     finally:
+        server.open.set()
         http.shutdown()
         http.server_close()
         thread.join()
@@ -131,6 +195,7 @@ class _Handler(BaseHTTPRequestHandler):
         )
         try:
             time.sleep(answer.delay)
+            self.scripted.open.wait()
             if answer.drop:
                 self.close_connection = True
                 return
