@@ -9,7 +9,6 @@ from alignment.cli import say
 from alignment.llm.engine import LLM
 from alignment.llm.ledger import Ledger
 from alignment.llm.pacing import BYTES_PER_TOKEN, UNBOUNDED_ANSWER, Limits, estimate
-from alignment.llm.prompts import as_text
 from alignment.llm.protocol import Backend, CallError, Reply, Request, Verb
 from alignment.llm.rows import Reject, Row
 
@@ -45,7 +44,7 @@ class DryRun(LLM):
         backend: Where calls would go.
         ledger: As for `LLM`; nothing is written to it.
         limits: As for `LLM`; only the price counts.
-        tokens_of: Counts the tokens of a text; they are estimated where it is None.
+        tokens_of: Counts the tokens of a prompt; they are estimated where it is None.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class DryRun(LLM):
         backend: Backend,
         ledger: Ledger,
         limits: Limits,
-        tokens_of: Callable[[str], int] | None = None,
+        tokens_of: Callable[[Request], int] | None = None,
     ) -> None:
         super().__init__(backend, ledger, limits)
         self._counted: set[bytes] = set()
@@ -79,7 +78,7 @@ class DryRun(LLM):
         if self._tokens_of is None:
             how = f"estimated, {BYTES_PER_TOKEN} bytes a token"
         else:
-            how = "by its tokenizer, without the chat template"
+            how = "by its tokenizer"
         told = (
             f"{self.model}: {len(self._counted)} calls to make, {self.usage.reused} answers in the "
             f"ledger; {self._prompt_tokens} prompt tokens ({how}), at most "
@@ -91,14 +90,12 @@ class DryRun(LLM):
             return f"{told}; give `--price` to see dollars"
         prompt, completion = self.limits.price
         dollars = (self._prompt_tokens * prompt + self._completion_tokens * completion) / 1e6
-        return f"{told}; at most ${dollars:.4f}"
+        return f"{told}; about ${dollars:.4f} at most"
 
     def _count(self, request: Request) -> None:
         prompt, completion = estimate(request)
         if self._tokens_of is not None:
-            text = as_text(request.prompt)
-            texts = [text + more for more in request.continuations] or [text]
-            prompt = sum(map(self._tokens_of, texts))
+            prompt = self._tokens_of(request)
         self._prompt_tokens += prompt
         self._completion_tokens += completion
         self._unbounded += request.verb != "score" and request.sampling.max_tokens is None

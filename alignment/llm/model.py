@@ -6,12 +6,13 @@ Importing this module is cheap: torch is loaded when a model is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alignment.cli import UserError
 from alignment.llm.fingerprint import fingerprint
-from alignment.llm.prompts import shorten
+from alignment.llm.prompts import as_text, shorten
 from alignment.llm.protocol import CallError, Prompt, Reply, Request, Sampling
 
 if TYPE_CHECKING:
@@ -94,8 +95,8 @@ class Encoder:
         return text, False
 
 
-def token_counter(folder: str) -> Callable[[str], int]:
-    """What counts the tokens of a text, without the model.
+def token_counter(folder: str) -> Callable[[Request], int]:
+    """What counts the tokens of a request's prompt, without the model.
 
     Raises:
         UserError: The folder holds no tokenizer.
@@ -106,7 +107,14 @@ def token_counter(folder: str) -> Callable[[str], int]:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load the tokenizer in {folder} ({shorten(error)})") from None
-    return lambda text: len(tokenizer(text).input_ids)
+    encoder = Encoder(tokenizer, folder, None)
+
+    def count(request: Request) -> int:
+        if not encoder.has_chat_template:
+            request = replace(request, prompt=as_text(request.prompt))
+        return sum(map(len, encoder.encode(request).rows))
+
+    return count
 
 
 class LocalModel:
