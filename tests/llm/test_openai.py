@@ -146,9 +146,33 @@ def test_scores_are_those_of_the_echoed_tokens_beyond_the_prompt():
     assert (server.bodies[0]["echo"], server.bodies[0]["max_tokens"]) == (True, 0)
 
 
-def test_a_server_that_cannot_score_is_named():
-    with serve([Answer("x")]) as server, pytest.raises(UserError, match="no log-probs of a prompt"):
+@pytest.mark.parametrize("logprobs", [None, {"content": [{"token": "x", "logprob": -1.0}]}])
+def test_a_server_that_cannot_score_is_named(logprobs: Any):
+    """TGI ignores `echo`; llama.cpp does too, and has log-probs of its answer alone."""
+    answer = Answer("x", choice={"logprobs": logprobs})
+    with serve([answer]) as server, pytest.raises(UserError, match="no log-probs of a prompt"):
         scored(server.url)
+
+
+def test_a_server_that_must_write_to_score_is_a_failed_call():
+    said = {"object": "error", "message": "max_tokens must be at least 1, got 0"}
+    answer = Answer(status=400, error=said)
+    with serve([answer]) as server, pytest.raises(CallError, match="must be at least 1") as caught:
+        scored(server.url)
+    assert caught.value.outcome == "failed"
+
+
+def test_log_probs_of_a_completion_are_read_in_either_form():
+    """OpenAI and vLLM list them by position; llama.cpp answers as for a chat."""
+    top = [{"A": -0.1, "B": -2.4}]
+    for logprobs in ({"top_logprobs": top}, TOP):
+        with serve([Answer("A", choice={"logprobs": logprobs})]) as server:
+
+            async def complete(url: str = server.url) -> Reply:
+                async with LLM(OpenAIBackend("tiny", url), limits=FAST) as llm:
+                    return await llm.complete("a", Sampling(top_logprobs=2))
+
+            assert asyncio.run(complete()).top_logprobs == tuple(top)
 
 
 NULL = {"content": None}
