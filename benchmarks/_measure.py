@@ -53,6 +53,11 @@ def peak(device: str) -> float:
     return float(torch.cuda.max_memory_allocated()) if device == "cuda" else _status("VmHWM")
 
 
+def file_backed() -> float:
+    """Bytes of mapped files in memory, which the system takes back at no cost."""
+    return _status("RssFile")
+
+
 def _status(name: str) -> float:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):

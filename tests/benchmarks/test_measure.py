@@ -1,10 +1,11 @@
 """Arithmetic that all benchmarks share."""
 
+import mmap
 from pathlib import Path
 
 import pytest
 
-from benchmarks._measure import Spread, in_fresh_process, peak, reset_peak, table
+from benchmarks._measure import Spread, file_backed, in_fresh_process, peak, reset_peak, table
 
 
 def test_a_spread_is_median_and_quartiles():
@@ -24,6 +25,18 @@ def test_the_high_water_mark_is_that_since_the_reset():
     del block
     assert 30e6 < peak("cpu") - level < 60e6
     assert peak("cpu") - reset_peak("cpu") > -4e6
+
+
+def test_a_mapped_file_counts_once_it_is_read(tmp_path: Path):
+    """16 MB are mapped and touched."""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("needs Linux")
+    file = tmp_path / "zeros"
+    file.write_bytes(bytes(16_000_000))
+    before = file_backed()
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        assert sum(mapped[::4096]) == 0
+        assert file_backed() - before > 14e6
 
 
 @pytest.mark.slow
