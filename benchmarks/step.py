@@ -306,7 +306,7 @@ def report(work: Work, size: Size, options: argparse.Namespace) -> dict[str, Any
         f"\n{work.data}, K={work.responses}, vocabulary {work.vocabulary}, "
         f"{size.batch} groups a step:"
     )
-    print(table(lines(results)))
+    print(table(lines(results)), flush=True)
     limits = arithmetic_limits(shape, batches)
     for name, limit in limits.items():
         share = results[name].seconds.median / limit
