@@ -213,7 +213,7 @@ class Pacer:
         cap = self._limits.max_cost
         if cap is not None and max(waits) <= 0:
             spent, price = self._ledger.spent(), self._price(tokens)
-            if spent + sum(self._ledger.reserved) + price > cap:
+            if spent + sum(self._ledger.reserved) + price > cap * (1 + 1e-9):
                 if not self._ledger.reserved:
                     raise Stopped(
                         f"`--max-cost {cap:g}` is met: ${spent:.4f} are spent and the next call "

@@ -13,7 +13,7 @@ from alignment.llm.engine import LLM
 from alignment.llm.ledger import Ledger
 from alignment.llm.pacing import Limits
 from alignment.llm.program import FakeLLM, ProgramBackend
-from alignment.llm.protocol import CallError, Outcome, Reply, Request, Sampling
+from alignment.llm.protocol import CallError, Outcome, Reply, Request, Sampling, Stopped
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 
@@ -178,6 +178,82 @@ def test_on_leaving_calls_in_flight_end_and_are_kept_and_waiting_ones_are_not_ma
 
     asyncio.run(leave_early())
     assert ledger.outcomes() == {"answered": 2}
+
+
+def test_a_reply_is_handed_on_only_when_it_is_on_record(tmp_path: Path):
+    with Ledger(tmp_path / "calls.ledger") as ledger:
+        llm = FakeLLM(echo, ledger)
+
+        async def ask(sample: int) -> Reply | None:
+            await llm.chat(MESSAGES, sample=sample)
+            request = Request("chat", MESSAGES, sample=sample)
+            with Ledger(tmp_path / "calls.ledger") as other:
+                return other.get(llm.key(request))
+
+        async def several() -> list[Reply | None]:
+            return [*await asyncio.gather(*map(ask, range(8)))]
+
+        assert all(asyncio.run(several()))
+
+
+def test_calls_that_end_together_share_a_transaction(ledger: Ledger):
+    """Eight calls: one transaction claims them, one records them."""
+    statements: list[str] = []
+    ledger._db.set_trace_callback(statements.append)
+    llm = FakeLLM(echo, ledger)
+
+    async def several() -> None:
+        await asyncio.gather(*(llm.chat(MESSAGES, sample=index) for index in range(8)))
+
+    asyncio.run(several())
+    assert statements.count("BEGIN IMMEDIATE") == 2
+
+
+def test_a_ledger_that_cannot_be_written_ends_the_job_in_one_line(ledger: Ledger):
+    ledger._db.execute("PRAGMA max_page_count = 1")
+    llm = FakeLLM(["x" * 100_000], ledger)
+    with pytest.raises(UserError, match="database or disk is full; what it holds is whole"):
+        asyncio.run(llm.chat(MESSAGES))
+
+
+def test_a_stopped_model_answers_from_its_ledger_alone(ledger: Ledger):
+    llm = FakeLLM(["one"], ledger)
+    asyncio.run(llm.chat(MESSAGES))
+    llm.stop(Stopped("enough", "go on"))
+    assert asyncio.run(llm.chat(MESSAGES)).text == "one"
+    with pytest.raises(Stopped, match="enough; go on"):
+        asyncio.run(llm.chat(MESSAGES, sample=1))
+
+
+def test_a_stop_lets_calls_in_flight_end_and_ends_all_waits(ledger: Ledger):
+    """Sample 0 is being answered, 1 waits to be asked again, 2 for a slot."""
+    answered = asyncio.Event()
+
+    class Slow(ProgramBackend):
+        async def ask(self, request: Request) -> Reply:
+            if request.sample == 1:
+                raise passing()
+            await answered.wait()
+            return Reply("paid for")
+
+    async def job() -> list[Any]:
+        async with LLM(Slow(echo, "m", "1"), ledger, Limits(1, backoff=60.0)) as llm:
+            calls = [asyncio.create_task(llm.chat(MESSAGES, sample=index)) for index in (1, 0, 2)]
+            await asyncio.sleep(0.02)
+            llm.stop(Stopped("enough", "go on"))
+            answered.set()
+            return [*await asyncio.gather(*calls, return_exceptions=True)]
+
+    waiting, in_flight, queued = asyncio.run(asyncio.wait_for(job(), 5))
+    assert in_flight == Reply("paid for")
+    assert (type(waiting), type(queued)) == (Stopped, Stopped)
+    assert ledger.outcomes() == {"answered": 1}
+
+
+@pytest.mark.parametrize("reason", ["abort", "error"])
+def test_an_answer_that_its_server_gave_up_is_asked_for_again(reason: str):
+    llm = FakeLLM([Reply("half an ans", reason), "whole"])
+    assert asyncio.run(llm.chat(MESSAGES)).text == "whole"
 
 
 CHANGES: dict[str, Callable[[], tuple[LLM, Request]]] = {

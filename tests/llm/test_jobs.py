@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,8 +75,8 @@ class Job(NamedTuple):
     def recorded(self) -> int:
         """Calls in the ledger."""
         try:
-            db = sqlite3.connect(f"file:{self.ledger}?mode=ro", uri=True, timeout=10)
-            return int(db.execute("SELECT count(*) FROM calls").fetchone()[0])
+            with closing(sqlite3.connect(f"file:{self.ledger}?mode=ro", uri=True)) as db:
+                return int(db.execute("SELECT count(*) FROM calls").fetchone()[0])
         except sqlite3.OperationalError:
             return 0  # not there yet
 
@@ -100,8 +100,8 @@ def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def kill(job: Job, server: ScriptedServer, stage: str, target: int) -> None:
-    """Kills a job in a stage, once so many calls are made or recorded."""
+def kill(job: Job, server: ScriptedServer, stage: str, target: int, lost: int) -> None:
+    """Kills a job in a stage, once so many calls are made or recorded beside those lost before."""
     running = job.start("--resume")
     wal, partial = Path(f"{job.ledger}-wal"), Path(f"{job.output}.partial")
     if stage == "writing":
@@ -113,7 +113,7 @@ def kill(job: Job, server: ScriptedServer, stage: str, target: int) -> None:
         before = wal.stat()
         until(lambda: wal.stat().st_mtime_ns > before.st_mtime_ns, running)
     else:
-        until(lambda: len(server.bodies) >= target, running)
+        until(lambda: len(server.bodies) >= target + lost, running)
         if stage == "waiting":
             server.open.clear()
             until(lambda: server.in_flight == CONCURRENCY, running)
@@ -132,8 +132,8 @@ def killed_and_rerun(folder: Path, rows: int, kills: int, seed: int) -> None:
     with serve(echo) as server:
         job, lost = Job(folder / "killed", server.url, rows), 0
         for number, stage in enumerate(stages):
-            target = lost + int(rows * (number + draw.random()) / (kills + 1))
-            kill(job, server, stage, max(target, 1))
+            target = int(rows * (number + draw.random()) / (kills + 1))
+            kill(job, server, stage, max(target, 1), lost)
             recorded = job.recorded()
             in_flight = len(server.bodies) - recorded - lost
             lost += in_flight

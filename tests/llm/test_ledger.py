@@ -2,12 +2,13 @@
 
 import os
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
 
 from alignment.cli import UserError
-from alignment.llm.ledger import SCHEMA_VERSION, Call, Entry, Ledger
+from alignment.llm.ledger import LEASE, SCHEMA_VERSION, Call, Entry, Ledger
 from alignment.llm.protocol import CallError, Reply
 
 SOURCE = {"provider": "p", "model": "m", "fingerprint": "f", "verb": "chat"}
@@ -58,6 +59,58 @@ def test_the_claim_of_a_dead_process_is_void(tmp_path: Path):
     assert Ledger(path).claim(b"key")
 
 
+def test_the_claim_of_a_living_process_never_lapses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first, second = Ledger(tmp_path / "a.ledger"), Ledger(tmp_path / "a.ledger")
+    first.claim(b"key")
+    monkeypatch.setattr(time, "time", lambda: 1e12)
+    assert not second.claim(b"key")
+
+
+def test_the_claim_of_another_machine_lapses_with_its_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first = Ledger(tmp_path / "a.ledger")
+    monkeypatch.setattr(first, "_owner", "elsewhere/1//ab")
+    first.claim(b"key")
+    second, now = Ledger(tmp_path / "a.ledger"), time.time()
+    monkeypatch.setattr(time, "time", lambda: now + LEASE - 10)
+    assert not second.claim(b"key")
+    monkeypatch.setattr(time, "time", lambda: now + LEASE + 10)
+    assert second.claim(b"key")
+
+
+def test_a_commit_is_whole_or_not_at_all(tmp_path: Path):
+    """The second record is too large for the room that is left; the first is not kept either."""
+    ledger = Ledger(tmp_path / "a.ledger")
+    ledger.put(Entry(b"before", SOURCE, Call(Reply("kept"), None, 0.1, 1)))
+    ledger._db.execute("PRAGMA max_page_count = 12")
+    small, large = (Call(Reply("x" * size), 1.0, 0.1, 1) for size in (10, 100_000))
+    assert ledger.spent() == 0.0
+    with pytest.raises(UserError) as caught:
+        ledger.commit([Entry(b"a", SOURCE, small), Entry(b"b", SOURCE, large)], [b"c"])
+    assert str(caught.value) == (
+        f"cannot use the ledger {tmp_path / 'a.ledger'}: database or disk is full; what it holds "
+        "is whole: make room and run the same command with `--resume`"
+    )
+    assert (ledger.outcomes(), ledger.spent()) == ({"answered": 1}, 0.0)
+    assert Ledger(tmp_path / "a.ledger").claim(b"c")
+    ledger.put(Entry(b"a", SOURCE, small))
+    assert ledger.spent() == 1.0
+    ledger.close()
+
+
+def test_damage_in_a_ledger_too_large_to_be_read_whole_is_told_when_it_is_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = damaged(tmp_path)
+    monkeypatch.setattr("alignment.llm.ledger.LARGE", 1000)
+    ledger = Ledger(path)
+    with pytest.raises(UserError, match="malformed; move the file away to start a new one"):
+        assert all(ledger.get(b"%d" % index) for index in range(200))
+
+
 def test_a_ledger_of_a_newer_version_is_refused_by_name(tmp_path: Path):
     path = tmp_path / "a.ledger"
     Ledger(path).close()
@@ -85,8 +138,8 @@ def test_another_database_is_refused(tmp_path: Path):
         Ledger(path)
 
 
-def test_a_damaged_ledger_is_refused(tmp_path: Path):
-    path = tmp_path / "a.ledger"
+def damaged(folder: Path) -> Path:
+    path = folder / "a.ledger"
     ledger = Ledger(path)
     for index in range(200):
         ledger.put(Entry(b"%d" % index, SOURCE, Call(Reply("x" * 500), None, 0.1, 1)))
@@ -94,5 +147,10 @@ def test_a_damaged_ledger_is_refused(tmp_path: Path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 8192] = b"\xff" * 8192
     path.write_bytes(content)
+    return path
+
+
+def test_a_damaged_ledger_is_refused(tmp_path: Path):
+    path = damaged(tmp_path)
     with pytest.raises(UserError, match="move the file away to start a new one"):
         Ledger(path)

@@ -10,8 +10,10 @@ import pytest
 
 from alignment.cli import UserError
 from alignment.llm.ledger import Ledger
+from alignment.llm.lock import locked
+from alignment.llm.pacing import Limits
 from alignment.llm.program import FakeLLM
-from alignment.llm.protocol import CallError, Request
+from alignment.llm.protocol import CallError, Request, Stopped
 from alignment.llm.rows import (
     MapReport,
     Reject,
@@ -127,6 +129,78 @@ def test_stopped_half_way_and_run_again_nothing_is_asked_twice(tmp_path: Path):
     assert [row["text"] for row in read(tmp_path / "out.jsonl")] == [
         f"answer {index}" for index in range(30)
     ]
+
+
+def answering(folder: Path, rows: int, stop_at: int | None = None, window: int = 8) -> FakeLLM:
+    """Maps rows by one call each; the model is stopped at the call for one of them."""
+    with Ledger(folder / "calls.ledger") as ledger:
+
+        def program(request: Request) -> str:
+            if request.prompt == str(stop_at):
+                llm.stop(Stopped("enough", "go on", status=130))
+            return f"answer {request.prompt}"
+
+        llm = FakeLLM(program, ledger, Limits(concurrency=1))
+
+        async def build(row: Any) -> list[dict[str, Any]]:
+            return [{"text": (await llm.complete(str(row["n"]))).text}]
+
+        asyncio.run(map_rows(numbered(rows), build, folder / "out.jsonl", window=window))
+        return llm
+
+
+def test_a_stopped_job_writes_its_finished_rows_and_a_rerun_the_whole(tmp_path: Path):
+    with pytest.raises(Stopped) as caught:
+        answering(tmp_path, 30, stop_at=12)
+    assert str(caught.value) == (
+        f"enough: 17 of 30 rows are missing in {tmp_path / 'out.jsonl'}; go on"
+    )
+    assert caught.value.status == 130
+    expected = [{"text": f"answer {index}"} for index in range(30)]
+    assert read(tmp_path / "out.jsonl") == expected[:13]
+    assert len(answering(tmp_path, 30).requests) == 17
+    assert read(tmp_path / "out.jsonl") == expected
+
+
+def test_a_rerun_that_is_stopped_early_keeps_what_earlier_runs_finished(tmp_path: Path):
+    """Rows 1, 3, 5, ... 19 are in the ledger; the rerun is stopped at row 4."""
+    with Ledger(tmp_path / "calls.ledger") as ledger:
+        odd = FakeLLM(lambda request: f"answer {request.prompt}", ledger)
+        for number in range(1, 20, 2):
+            asyncio.run(odd.complete(str(number)))
+    with pytest.raises(Stopped, match="7 of 20 rows are missing"):
+        answering(tmp_path, 20, stop_at=4)
+    kept = [0, 1, 2, 3, 4, 5, 7, 9, 11, 13, 15, 17, 19]
+    assert read(tmp_path / "out.jsonl") == [{"text": f"answer {index}"} for index in kept]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+@pytest.mark.parametrize("rows", [1, 1000])
+def test_a_full_disk_is_told_in_one_line_and_the_older_output_stays(tmp_path: Path, rows: int):
+    """One row fails when it is flushed at the end, a thousand fail on the way."""
+    (tmp_path / "out.jsonl").write_text("older\n")
+    (tmp_path / "out.jsonl.partial").symlink_to("/dev/full")
+    with pytest.raises(UserError) as caught:
+        answering(tmp_path, rows)
+    assert str(caught.value) == (
+        f"cannot write {tmp_path / 'out.jsonl'}: No space left on device; mend that and run the "
+        "same command with `--resume`: finished calls are kept"
+    )
+    assert (tmp_path / "out.jsonl").read_text() == "older\n"
+    assert not (tmp_path / "out.jsonl.partial").is_symlink()
+
+
+def test_one_output_has_one_writer_and_a_dead_one_does_not_count(tmp_path: Path):
+    output = tmp_path / "new" / "out.jsonl"
+    with locked(output):
+        with pytest.raises(UserError, match=r"another job is writing .*out\.jsonl; wait for it"):
+            locked(output).__enter__()
+        with locked(tmp_path / "other.jsonl"):
+            pass
+    assert list(output.parent.iterdir()) == []
+    output.with_name("out.jsonl.lock").touch()  # as a killed job leaves it
+    with locked(output):
+        pass
 
 
 def test_an_old_file_of_rejects_goes_when_nothing_is_rejected(tmp_path: Path):
