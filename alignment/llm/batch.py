@@ -173,7 +173,11 @@ class BatchBackend:
         if not group:
             return
         label = secrets.token_hex(16)
-        submission = self._submissions.add(label, (asked.call for asked in group))
+        try:
+            submission = self._submissions.add(label, (asked.call for asked in group))
+        except UserError as error:
+            _fail(group, error)
+            return
         self._waiting[label] = {asked.call: asked for asked in group}
         self._follow(submission, path, b"".join(asked.line for asked in group))
 
@@ -206,14 +210,6 @@ class BatchBackend:
     async def _send(self, submission: Submission, path: str, content: bytes) -> str:
         """Uploads and creates a batch, and records its id."""
         client, label = self._server.client, submission.label
-        try:
-            file = await self._patiently(
-                lambda: client.files.create(file=(f"{label}.jsonl", content), purpose="batch")
-            )
-        except openai.NotFoundError:
-            raise UserError(
-                f"{self._server.url} offers no batches; leave out `--mode batch`"
-            ) from None
         endpoint = cast(Literal["/v1/chat/completions"], f"/v1{path}")
         failed_before = False
 
@@ -231,7 +227,15 @@ class BatchBackend:
             )
             return made.id
 
-        batch_id = await self._patiently(create)
+        try:
+            file = await self._patiently(
+                lambda: client.files.create(file=(f"{label}.jsonl", content), purpose="batch")
+            )
+            batch_id = await self._patiently(create)
+        except openai.NotFoundError:
+            raise UserError(
+                f"{self._server.url} offers no batches; leave out `--mode batch`"
+            ) from None
         self._submissions.name(label, batch_id)
         logger.warning(
             "submitted batch %s with %d calls; if this run ends, the same command with `--resume` "
@@ -253,7 +257,10 @@ class BatchBackend:
                     break
             return None
 
-        found = await self._patiently(search)
+        try:
+            found = await self._patiently(search)
+        except openai.NotFoundError:  # a provider that lists none
+            return None
         if found is not None:
             self._submissions.name(submission.label, found)
         return found
@@ -345,32 +352,41 @@ class BatchBackend:
             CallError: The provider objects, or the job is to end.
         """
         while True:
-            wait = 0.0
-            try:
-                answer = await send()
-                self._reached = True
+            answer = await self._try(send)
+            if not isinstance(answer, CallError):
                 return answer
-            except openai.NotFoundError:
-                raise
-            except openai.APIStatusError as error:
-                self._reached = True
-                failure = await self._server.failure(
-                    *(error.status_code, error.body, error.response.text),
-                    *("/batches", error.response.headers),
-                )
-                if not isinstance(failure, CallError) or not failure.retry:
-                    raise failure from None
-                told, wait = str(failure), failure.retry_after or 0.0
-            except openai.APIConnectionError as error:
-                away = self._server.away(error)
-                if not self._reached:
-                    raise UserError(str(away)) from None
-                told = str(away)
-            if self._stopped:
-                raise CallError("failed", told)
-            wait = max(wait, self._bounds.poll)
-            logger.warning("%s; trying again in %.0f s", told, wait)
+            if self._stopped or not answer.retry:
+                raise answer
+            wait = max(answer.retry_after or 0.0, self._bounds.poll)
+            logger.warning("%s; trying again in %.0f s", answer, wait)
             await asyncio.sleep(wait)
+
+    async def _try(self, send: Callable[[], Awaitable[T]]) -> T | CallError:
+        try:
+            answer = await send()
+            if isinstance(answer, str) and answer.lstrip().startswith("<"):
+                raise ValueError("a web page")
+            self._reached = True
+            return answer
+        except openai.NotFoundError:
+            raise
+        except openai.APIStatusError as error:
+            self._reached = True
+            failure = await self._server.failure(
+                *(error.status_code, error.body, error.response.text),
+                *("/batches", error.response.headers),
+            )
+            if not isinstance(failure, CallError):
+                raise failure from None
+            return failure
+        except openai.APIConnectionError as error:
+            trouble = self._server.away(error)
+        except ValueError as error:
+            told = f"{self._server.url} does not answer as an API of batches: {error}"
+            trouble = CallError("unparseable", told, retry=True)
+        if not self._reached:
+            raise UserError(str(trouble))
+        return trouble
 
 
 class BatchLLM(LLM):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,28 +39,29 @@ class Submissions:
         path: The ledger's file; None keeps them in memory, as such a ledger keeps its calls.
 
     Raises:
-        UserError: The file cannot be used.
+        UserError: The file cannot be used; so every method.
     """
 
     def __init__(self, path: str | Path | None) -> None:
-        try:
+        self._path = path
+        with self._told():
             self._db = sqlite3.connect(path or ":memory:", timeout=60, isolation_level=None)
             for statement in _SCHEMA:
                 self._db.execute(statement)
-        except sqlite3.Error as error:
-            raise UserError(f"cannot keep batches in the ledger {path}: {error}") from None
 
     def of(self, call: str) -> Submission | None:
         """The batch that a call was submitted in."""
-        row = self._db.execute(
-            "SELECT label, id, at FROM batches JOIN batched USING (label) WHERE call = ?", (call,)
-        ).fetchone()
+        with self._told():
+            row = self._db.execute(
+                "SELECT label, id, at FROM batches JOIN batched USING (label) WHERE call = ?",
+                (call,),
+            ).fetchone()
         return None if row is None else Submission(*row)
 
     def add(self, label: str, calls: Iterable[str]) -> Submission:
         """Records that a batch is about to be submitted."""
         made = Submission(label, None, time.time())
-        with self._db:
+        with self._told(), self._db:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute("INSERT INTO batches VALUES (?, ?, ?)", made)
             pairs = ((call, label) for call in calls)
@@ -68,19 +70,31 @@ class Submissions:
 
     def name(self, label: str, batch: str) -> None:
         """Records a batch's name at the provider."""
-        self._db.execute("UPDATE batches SET id = ? WHERE label = ?", (batch, label))
+        with self._told():
+            self._db.execute("UPDATE batches SET id = ? WHERE label = ?", (batch, label))
 
     def calls(self, label: str) -> set[str]:
         """The calls in a batch that are not forgotten."""
-        rows = self._db.execute("SELECT call FROM batched WHERE label = ?", (label,))
-        return {call for (call,) in rows}
+        with self._told():
+            rows = self._db.execute("SELECT call FROM batched WHERE label = ?", (label,))
+            return {call for (call,) in rows}
 
     def forget(self, calls: Iterable[str]) -> None:
         """Frees calls that came to nothing, so that they may be submitted again."""
-        with self._db:
+        with self._told(), self._db:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany("DELETE FROM batched WHERE call = ?", ((call,) for call in calls))
 
     def close(self) -> None:
         """Closes the file."""
         self._db.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise UserError(
+                f"cannot keep batches in the ledger {self._path}: {error}; mend that and run again "
+                "with `--resume`"
+            ) from None

@@ -49,6 +49,7 @@ class Provider:
         polls: How often a batch is in progress before it has ended.
         ends: How the batches end, in order, the last for ever.
         errors: Of a batch that failed.
+        content_type: Of everything.
         trouble: `METHOD path` -> statuses to answer with before all is well; 0 drops the
             connection after the request was carried out.
         lines: Of each batch, in the order of creation.
@@ -61,6 +62,7 @@ class Provider:
     ends: list[str] = field(default_factory=lambda: ["completed"])
     errors: list[dict[str, Any]] = field(default_factory=list)
     trouble: dict[str, list[int]] = field(default_factory=dict)
+    content_type: str = "application/json"
     url: str = ""
     lines: list[list[Line]] = field(default_factory=list)
     batches: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -189,7 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, content: bytes) -> None:
         self.send_response(status)
-        self.send_header("content-type", "application/json")
+        self.send_header("content-type", self.scripted.content_type)
         self.send_header("content-length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)

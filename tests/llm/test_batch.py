@@ -310,10 +310,38 @@ def test_a_broken_file_of_answers_is_typed_and_fetched_again_by_the_next_run(tmp
     assert len(provider.lines) == 1
 
 
-def test_a_server_without_batches_is_told():
+@pytest.mark.parametrize("what", ["POST /files", "POST /batches"])
+def test_a_server_without_batches_is_told(what: str):
     told = pytest.raises(UserError, match=r"offers no batches; leave out `--mode batch`")
-    with serve_batches(Provider(trouble={"POST /files": [404]})) as provider, told:
+    with serve_batches(Provider(trouble={what: [404]})) as provider, told:
         ask(provider, 1)
+
+
+@pytest.mark.parametrize("content_type", ["text/html", "application/json"])
+def test_an_address_of_something_else_is_told(content_type: str, monkeypatch: pytest.MonkeyPatch):
+    script = Provider(content_type=content_type)
+    monkeypatch.setattr(script, "upload", lambda _: b"<html>Welcome</html>")
+    told = pytest.raises(UserError, match="does not answer as an API of batches")
+    with serve_batches(script) as provider, told:
+        ask(provider, 1)
+
+
+def test_a_full_disk_ends_the_job_before_anything_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: object) -> None:
+        raise UserError("cannot keep batches in the ledger: database or disk is full")
+
+    monkeypatch.setattr(Submissions, "add", full)
+    with serve_batches() as provider, pytest.raises(UserError, match="disk is full"):
+        ask(provider, 3)
+    assert provider.requests == []
+
+
+def test_a_damaged_ledger_is_told_in_one_line(tmp_path: Path):
+    (tmp_path / "a.ledger").write_text("no database " * 100)
+    with pytest.raises(UserError, match=r"cannot keep batches in the ledger .*a\.ledger: file is"):
+        Submissions(tmp_path / "a.ledger")
 
 
 def test_an_address_where_nobody_is_and_a_refused_key_are_told_at_once():
