@@ -33,7 +33,8 @@ FLOOR = ("alignment.cli", "alignment.compat")
 CONTRACT = ("alignment.objectives.base",)
 CONNECT = ("alignment.llm.connect",)
 BACKENDS = tuple(
-    f"alignment.llm.{name}" for name in ("openai", "local", "model", "vllm", "batch", "program")
+    f"alignment.llm.{name}"
+    for name in ("openai", "local", "model", "vllm", "batch", "batch_api", "program")
 )
 ENGINE = tuple(
     name

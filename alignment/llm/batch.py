@@ -13,13 +13,14 @@ import logging
 import secrets
 import sys
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 import openai
 
 from alignment.cli import UserError
+from alignment.llm.batch_api import BatchAPI
 from alignment.llm.calls import source_of
 from alignment.llm.engine import LLM
 from alignment.llm.ledger import Ledger
@@ -31,18 +32,10 @@ from alignment.llm.submissions import Submission, Submissions
 
 logger = logging.getLogger(__name__)
 
-LABEL = "contrastive_alignment"
-"""The field of a batch's metadata that holds its name in the ledger."""
 MOST_BYTES = 100_000_000
 """Of a batch's file: what the strictest of providers take."""
 FULL_QUEUE_WAIT = 600.0
 """Seconds before a batch is submitted again that found the provider's queue full."""
-
-_ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
-_SEARCHED = 1000
-"""Batches at the provider among which one that may have arrived is looked for."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -100,8 +93,7 @@ class BatchBackend:
         self._server = server
         self._submissions = submissions
         self._bounds = bounds or Bounds()
-        self._reached = False
-        self._stopped = False
+        self._api = BatchAPI(server, self._bounds.poll)
         self._gathered: dict[str, _Group] = defaultdict(_Group)  # by path
         self._timer: asyncio.TimerHandle | None = None
         self._waiting: dict[str, dict[str, _Asked]] = defaultdict(dict)  # by label and call
@@ -127,7 +119,7 @@ class BatchBackend:
 
     def stop(self, error: Exception) -> None:
         """Has everyone who waits raise an error; submitted batches go on at the provider."""
-        self._stopped = True
+        self._api.stopped = True
         if self._timer is not None:
             self._timer.cancel()
         for task in self._batches.values():
@@ -197,9 +189,11 @@ class BatchBackend:
                 sending.add_done_callback(self._sending.discard)
                 del content
                 batch_id = await asyncio.shield(sending)
-            elif batch_id is None and (batch_id := await self._find(submission)) is None:
-                self._gather_again(label)  # it never arrived
-                return
+            elif batch_id is None:
+                if (batch_id := await self._api.find(label)) is None:
+                    self._gather_again(label)  # it never arrived
+                    return
+                self._submissions.name(label, batch_id)
             await self._collect(label, batch_id)
         except openai.NotFoundError:
             told = f"{self._server.url} has batch {batch_id} no more; run again to submit it anew"
@@ -208,35 +202,8 @@ class BatchBackend:
             _fail(self._waiting.pop(label, {}).values(), error)
 
     async def _send(self, submission: Submission, path: str, content: bytes) -> str:
-        """Uploads and creates a batch, and records its id."""
-        client, label = self._server.client, submission.label
-        endpoint = cast(Literal["/v1/chat/completions"], f"/v1{path}")
-        failed_before = False
-
-        async def create() -> str:
-            # A request that seemed to fail may have arrived.
-            nonlocal failed_before
-            if failed_before and (found := await self._find(submission)) is not None:
-                return found
-            failed_before = True
-            made = await client.batches.create(
-                input_file_id=file.id,
-                endpoint=endpoint,
-                completion_window="24h",
-                metadata={LABEL: label},
-            )
-            return made.id
-
-        try:
-            file = await self._patiently(
-                lambda: client.files.create(file=(f"{label}.jsonl", content), purpose="batch")
-            )
-            batch_id = await self._patiently(create)
-        except openai.NotFoundError:
-            raise UserError(
-                f"{self._server.url} offers no batches; leave out `--mode batch`"
-            ) from None
-        self._submissions.name(label, batch_id)
+        batch_id = await self._api.create(submission.label, path, content)
+        self._submissions.name(submission.label, batch_id)
         logger.warning(
             "submitted batch %s with %d calls; if this run ends, the same command with `--resume` "
             "collects it",
@@ -244,62 +211,22 @@ class BatchBackend:
         )
         return batch_id
 
-    async def _find(self, submission: Submission) -> str | None:
-        """The id of a batch that may have arrived, by its label."""
-
-        async def search() -> str | None:
-            seen = 0
-            async for batch in self._server.client.batches.list(limit=100):
-                if (batch.metadata or {}).get(LABEL) == submission.label:
-                    return batch.id
-                seen += 1
-                if seen == _SEARCHED:
-                    break
-            return None
-
-        try:
-            found = await self._patiently(search)
-        except openai.NotFoundError:  # a provider that lists none
-            return None
-        if found is not None:
-            self._submissions.name(submission.label, found)
-        return found
-
     async def _collect(self, label: str, batch_id: str) -> None:
         """Waits until a batch has ended and hands out what came of it."""
-        client = self._server.client
-        while True:
-            batch = await self._patiently(lambda: client.batches.retrieve(batch_id))
-            if batch.status in _ENDED:
-                break
-            logger.info("batch %s: %s, %s", batch_id, batch.status, batch.request_counts)
-            await asyncio.sleep(self._bounds.poll)
+        batch = await self._api.ended(batch_id)
         errors = (batch.errors.data if batch.errors else None) or []
         if any(fault.code == "token_limit_exceeded" for fault in errors):
             logger.warning("the queue of %s is full; submitting again later", self._server.url)
             await asyncio.sleep(max(self._bounds.poll, FULL_QUEUE_WAIT))
             self._gather_again(label)
             return
-        answered: set[str] = set()
-        for file in filter(None, (batch.output_file_id, batch.error_file_id)):
-            lines = await self._download(file)
-            answered |= lines.keys()
-            self._collected |= lines
+        lines = await self._api.lines(batch)
+        self._collected |= lines
         await self._answer(self._waiting[label].values())
-        self._submissions.forget(self._submissions.calls(label) - answered)
+        self._submissions.forget(self._submissions.calls(label) - lines.keys())
         said = "".join(f": {redact(fault.message or '')}" for fault in errors[:1])
         told = f"batch {batch_id} ended as {batch.status} without an answer to this call{said}"
         self._drop(label, CallError("failed", told))
-
-    async def _download(self, file: str) -> dict[str, Any]:
-        """The lines of a file by their call."""
-        content = await self._patiently(lambda: self._server.client.files.content(file))
-        try:
-            lines = [json.loads(line) for line in content.content.split(b"\n") if line.strip()]
-            return {str(line["custom_id"]): line for line in lines}
-        except (ValueError, KeyError, TypeError) as error:
-            told = f"{self._server.url} has a broken file of answers, {file}: {error!r}"
-            raise CallError("unparseable", f"{told}; run again to fetch it again") from None
 
     async def _answer(self, several: Iterable[_Asked]) -> None:
         """Hands out what was collected; calls that failed may be submitted again."""
@@ -342,51 +269,6 @@ class BatchBackend:
         rest = [asked for asked in self._waiting.pop(label, {}).values() if not asked.answer.done()]
         self._submissions.forget(asked.call for asked in rest)
         return rest
-
-    async def _patiently(self, send: Callable[[], Awaitable[T]]) -> T:
-        """Repeats a request until the provider answers; one never met is told at once.
-
-        Raises:
-            openai.NotFoundError: What is asked for is not there.
-            UserError: The provider cannot be asked before the user mends something.
-            CallError: The provider objects, or the job is to end.
-        """
-        while True:
-            answer = await self._try(send)
-            if not isinstance(answer, CallError):
-                return answer
-            if self._stopped or not answer.retry:
-                raise answer
-            wait = max(answer.retry_after or 0.0, self._bounds.poll)
-            logger.warning("%s; trying again in %.0f s", answer, wait)
-            await asyncio.sleep(wait)
-
-    async def _try(self, send: Callable[[], Awaitable[T]]) -> T | CallError:
-        try:
-            answer = await send()
-            if isinstance(answer, str) and answer.lstrip().startswith("<"):
-                raise ValueError("a web page")
-            self._reached = True
-            return answer
-        except openai.NotFoundError:
-            raise
-        except openai.APIStatusError as error:
-            self._reached = True
-            failure = await self._server.failure(
-                *(error.status_code, error.body, error.response.text),
-                *("/batches", error.response.headers),
-            )
-            if not isinstance(failure, CallError):
-                raise failure from None
-            return failure
-        except openai.APIConnectionError as error:
-            trouble = self._server.away(error)
-        except ValueError as error:
-            told = f"{self._server.url} does not answer as an API of batches: {error}"
-            trouble = CallError("unparseable", told, retry=True)
-        if not self._reached:
-            raise UserError(str(trouble))
-        return trouble
 
 
 class BatchLLM(LLM):
