@@ -3,10 +3,10 @@
     python -m benchmarks.calls [--json FILE]
 
 Throughput is that of a job (ledger on, output written) against a bare asyncio loop with the same
-`openai` client, both with as many requests in flight, against a server in a process of its own
-that takes its time; the two take turns. An answer from the ledger is compared with a bare `SELECT`
-of the same columns by key, in turns too. Memory is the high-water mark of a process that maps
-rows.
+`openai` client, both with as many requests in flight and their connections open, against a server
+in a process of its own that takes its time; the two take turns. An answer from the ledger is
+compared with a bare `SELECT` of the same columns by key, in turns too. Memory is the high-water
+mark of a process that maps rows.
 """
 
 from __future__ import annotations
@@ -96,17 +96,21 @@ def server_process(latency: float) -> Iterator[str]:
 async def bare(url: str, size: int, in_flight: int) -> float:
     """Requests per second of as many loops as there are requests in flight."""
     backend = OpenAIBackend("model", url)
-    numbers = iter([row["number"] for _, row in rows(size)])
 
-    async def loop() -> None:
+    async def loop(numbers: Iterator[int]) -> None:
         for number in numbers:
             path, body = backend.body(Request("chat", messages(number), sampling=SAMPLING))
             answer: Any = await backend.client.post(path, cast_to=object, body=body)
             assert answer["choices"][0]["message"]["content"] == ANSWER
 
-    started = time.perf_counter()
-    await asyncio.gather(*(loop() for _ in range(in_flight)))
-    seconds = time.perf_counter() - started
+    async def loops(requests: int) -> float:
+        numbers = iter([row["number"] for _, row in rows(requests)])
+        started = time.perf_counter()
+        await asyncio.gather(*(loop(numbers) for _ in range(in_flight)))
+        return time.perf_counter() - started
+
+    await loops(in_flight)  # opens the connections
+    seconds = await loops(size)
     await backend.close()
     return size / seconds
 
@@ -117,10 +121,11 @@ async def engine(url: str, size: int, in_flight: int) -> float:
         with Ledger(Path(folder) / "ledger") as ledger:
             backend = OpenAIBackend("model", url)
             async with LLM(backend, ledger, Limits(concurrency=in_flight)) as llm:
+                await map_rows(rows(in_flight), asking(llm), Path(folder) / "first.jsonl")
                 started = time.perf_counter()
                 await map_rows(rows(size), asking(llm), Path(folder) / "output.jsonl")
                 seconds = time.perf_counter() - started
-        assert llm.usage.requests == llm.usage.calls == size
+        assert llm.usage.requests == llm.usage.calls == in_flight + size
     return size / seconds
 
 
