@@ -195,8 +195,8 @@ class GroupDataset:
         light = table.select_columns(["notices", "shared_length", "plain_length", "size"])
         columns = light.with_format("numpy")[:] if len(table) else {}
         self._lengths = {
-            "shared": np.asarray(columns.get("shared_length", ()), dtype=np.int64),
-            "plain": np.asarray(columns.get("plain_length", ()), dtype=np.int64),
+            kind: np.asarray(columns.get(f"{kind}_length", ()), dtype=np.int64)
+            for kind in ("shared", "plain")
         }
         self.report = DataReport(
             kept=len(table),
@@ -213,7 +213,7 @@ class GroupDataset:
 
     def lengths(self, layout: Layout) -> np.ndarray:
         """(G,) positions that each group takes in a layout."""
-        return self._lengths[layout]
+        return self._lengths["plain" if layout == "plain" else "shared"]
 
     def select(self, indices: Sequence[int]) -> GroupDataset:
         """Some of the groups, in the order given; the rejects stay."""

@@ -44,7 +44,7 @@ ENGINE = tuple(
 TRAINING = ("alignment.data", "alignment.core.*", "alignment.objectives", *CONTRACT, *FLOOR)
 SCORED = tuple(
     f"alignment.core.{name}"
-    for name in ("reference", "attention", "packing", "divergences", "logps", "groups")
+    for name in ("reference", "attention", "ragged", "packing", "divergences", "logps", "groups")
 )
 
 # From top to bottom; a module belongs to the room that names it most closely.
@@ -77,7 +77,12 @@ ROOMS = (
         ("alignment.core.reference", "alignment.core.rendering", "alignment.core.planning"),
         ("alignment.core.packing", "alignment.core.groups", *FLOOR),
     ),
-    Room(("alignment.core.attention",), ("alignment.core.packing",), ("torch",)),
+    Room(
+        ("alignment.core.attention",),
+        ("alignment.core.packing", "alignment.core.ragged"),
+        ("torch",),
+    ),
+    Room(("alignment.core.ragged",), ("alignment.core.packing",), ("torch", "transformers")),
     Room(("alignment.core.packing",), ("alignment.core.groups",), ("torch",)),
     Room(("alignment.core.divergences",), ("alignment.core.logps", *CONTRACT), ("torch",)),
     Room(("alignment.core.logps",), (), ("torch", "trl")),

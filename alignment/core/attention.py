@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from alignment.core.packing import PADDING, PackedBatch
+from alignment.core.ragged import RAGGED, SpanMask
 
 Mask: TypeAlias = "Tensor | dict[str, Tensor]"
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
-_DENSE_BACKENDS = ("sdpa", "eager")
+_DENSE_BACKENDS = ("sdpa", "eager", RAGGED)
 _BY_INDEX = ("bloom", "gpt_neo", "mpt", "openai-gpt")
 """Architectures whose distances or windows go by index in the row, whatever the position ids."""
 
@@ -57,21 +58,29 @@ def attention_mask(batch: PackedBatch, config: Any, dtype: torch.dtype) -> Mask:
 
     Returns:
         (B, T) int64 where rows are single sequences; otherwise (B, 1, T, T), boolean for SDPA and
-        additive for eager attention; a dict of those by layer type for models that mix full and
-        sliding layers.
+        additive for eager attention, or what carries the spans of the ragged layout; a dict of
+        those by layer type for models that mix full and sliding layers.
+
+    Raises:
+        ValueError: The batch is ragged and the model was not prepared for that.
     """
-    if batch.one_sequence_per_row:
+    if batch.layout != "ragged" and batch.one_sequence_per_row:
         return (batch.sequence != PADDING).long()
     config = config.get_text_config()
-    seen = visible(batch)
     kinds = set(getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None)
     if not kinds:
         kinds = {_FULL} if window is None else {_SLIDING}
-    masks = {}
+    if batch.layout == "ragged" and config._attn_implementation != RAGGED:
+        raise ValueError(f"`{config._attn_implementation}` attention cannot compute ragged batches")
+    masks: dict[str, Tensor] = {}
     for kind in kinds:
-        mask = seen if kind == _FULL or window is None else seen & within(batch, window)
-        masks[kind] = _for_backend(mask[:, None], config._attn_implementation, dtype)
+        limit = None if kind == _FULL else window
+        if batch.layout == "ragged":
+            masks[kind] = SpanMask.of(batch, limit)
+        else:
+            seen = visible(batch) if limit is None else visible(batch) & within(batch, limit)
+            masks[kind] = _for_backend(seen[:, None], config._attn_implementation, dtype)
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
 

@@ -6,20 +6,22 @@ response itself. A branch sees the prefix and itself, and its positions continue
 ends, so every response has the log-probs it would have alone. The last token of a response predicts
 nothing and is not computed.
 
-Several groups may share a row. The plain layout (one row per response, nothing shared) is for
-models that cannot share a prefix, and the oracle that tests hold the shared layout against.
+Three layouts: `ragged` puts all groups into one row without padding, for attention that works
+span by span; `shared` fills rows of similar length, for attention that takes a dense mask; `plain`
+(one row per response, nothing shared) is for models that cannot share a prefix, and the oracle that
+tests hold the others against.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-Layout = Literal["shared", "plain"]
+Layout = Literal["ragged", "shared", "plain"]
 PADDING = -1
 
 
@@ -82,6 +84,18 @@ class TokenGroup:
         return len(self.prefix) + sum(branches), len(self.prefix) * len(branches) + sum(branches)
 
 
+class Span(NamedTuple):
+    """Positions of one row that attend to earlier ones among them, and to all of a prefix.
+
+    Attributes:
+        prefix: Where the prefix begins and ends; empty where it is part of the span itself.
+        own: Where the span begins and ends.
+    """
+
+    prefix: tuple[int, int]
+    own: tuple[int, int]
+
+
 @dataclass(frozen=True)
 class PackedBatch:
     """Some whole groups, ready for one forward pass. B rows of T positions, N response tokens.
@@ -103,6 +117,7 @@ class PackedBatch:
         twin: (R,) int64 or None.
         ref_logps: (N,) float32 stored values or None.
         origins: G strings.
+        spans: What attends to what in the ragged layout, else empty.
         real: False for a filler that only keeps processes in step; it counts for nothing.
         layout: How it was packed.
     """
@@ -121,6 +136,7 @@ class PackedBatch:
     twin: Tensor | None
     ref_logps: Tensor | None
     origins: tuple[str, ...]
+    spans: tuple[Span, ...] = ()
     real: bool = True
     layout: Layout = "shared"
 
@@ -163,7 +179,7 @@ def pack(
 
     Args:
         groups: At least one.
-        layout: `shared`, or `plain` with one row per response.
+        layout: How to lay them out.
         pad_token_id: Fills the end of rows.
         real: False for a filler batch.
 
@@ -173,15 +189,37 @@ def pack(
     sequences: list[_Sequence] = []
     first = 0
     for group in groups:
-        sequences += [_shared(group, first)] if layout == "shared" else _plain(group, first)
+        sequences += _plain(group, first) if layout == "plain" else [_shared(group, first)]
         first += len(group.responses)
     lengths = [len(sequence.ids) for sequence in sequences]
-    if layout == "shared":
+    if layout == "plain":
+        rows = [[index] for index in range(len(sequences))]
+    elif layout == "shared":
         rows = fill_rows(lengths, best_row_length(lengths))
     else:
-        rows = [[index] for index in range(len(sequences))]
+        rows = [list(range(len(sequences)))]
     batch = _assemble(groups, sequences, rows, pad_token_id)
-    return replace(batch, layout=layout, real=real)
+    spans = _spans(groups) if layout == "ragged" else ()
+    return replace(batch, spans=spans, layout=layout, real=real)
+
+
+def _spans(groups: Sequence[TokenGroup]) -> tuple[Span, ...]:
+    """A prefix with its first branch, which follows it, is one span; each other branch is one."""
+    spans, start = [], 0
+    for group in groups:
+        prefix = (start, start + len(group.prefix))
+        first, *others = (
+            len(context) + len(response) - 1
+            for context, response in zip(group.contexts, group.responses, strict=True)
+        )
+        end = prefix[1] + first
+        spans.append(Span((start, start), (start, end)))
+        for length in others:
+            if length:
+                spans.append(Span(prefix, (end, end + length)))
+            end += length
+        start = end
+    return tuple(span for span in spans if span.own[0] < span.own[1])
 
 
 def fill_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:

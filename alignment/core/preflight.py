@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from alignment.core.packing import PackedBatch, TokenGroup, pack
+from alignment.core.packing import Layout, PackedBatch, TokenGroup, pack
 from alignment.core.scoring import Scorer, evaluating, policy_logps
 
 LOGP_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.25, torch.float16: 0.05}
@@ -23,15 +23,17 @@ LOSS_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02
 """Share of the loss within which the first step has the value that labels alone predict."""
 
 
-def layout_difference(model: nn.Module, group: TokenGroup, pad_token_id: int) -> float:
-    """Largest difference in nats between a group's log-probs in the two layouts."""
+def layout_difference(
+    model: nn.Module, group: TokenGroup, layout: Layout, pad_token_id: int
+) -> float:
+    """Largest difference in nats between a group's log-probs in a layout and in the plain one."""
     device = next(model.parameters()).device
     with torch.no_grad(), evaluating(model):
-        shared, plain = (
-            policy_logps(model, pack([group], layout, pad_token_id).to(device))
-            for layout in ("shared", "plain")
+        found, plain = (
+            policy_logps(model, pack([group], kind, pad_token_id).to(device))
+            for kind in (layout, "plain")
         )
-    return float((shared - plain).abs().max())
+    return float((found - plain).abs().max())
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from alignment.core.divergences import (
 )
 from alignment.core.logps import HeadTransform, token_logps
 from alignment.core.packing import PackedBatch
+from alignment.core.ragged import allow_ragged
 from alignment.objectives.base import DivergenceSpec, GroupTerms, Objective, Progress
 
 REFERENCE_ADAPTER = "ref"
@@ -80,6 +81,7 @@ def add_scored_forward(model: PreTrainedModel) -> None:
     Args:
         model: A causal language model, without its adapter.
     """
+    allow_ragged(model)
     original = model.forward
     transform = HeadTransform.of_config(model.config)
 

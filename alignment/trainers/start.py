@@ -32,7 +32,7 @@ _ENTRIES_PER_WRITE = 32
 
 
 def check_layout(trainer: GroupTrainer) -> None:
-    """Compares the shared layout with the plain one on the smallest group of the first batch.
+    """Compares a layout that shares with the plain one on the smallest group of the first batch.
 
     Under `layout: auto` a difference switches to the plain layout; one log line says which and why.
 
@@ -40,10 +40,10 @@ def check_layout(trainer: GroupTrainer) -> None:
         UserError: The recipe insists on sharing and the results differ.
     """
     reason = trainer.layout_reason
-    if trainer.layout == "shared":
+    if trainer.layout != "plain":
         smallest = min(_first_groups(trainer), key=lambda group: group.lengths()[0])
         pad_token_id = cast(int, trainer.processing_class.pad_token_id)
-        found = layout_difference(trainer.model_wrapped, smallest, pad_token_id)
+        found = layout_difference(trainer.model_wrapped, smallest, trainer.layout, pad_token_id)
         largest = max(gather_object([math.inf if math.isnan(found) else found]))
         bound = LOGP_TOLERANCE[trainer.precision]
         if largest <= bound:
@@ -53,7 +53,7 @@ def check_layout(trainer: GroupTrainer) -> None:
             if trainer.args.layout == "shared":
                 raise UserError(f"layout: shared is wrong here: {reason}; set `layout: plain`")
             trainer.layout = "plain"
-    logger.info("layout %s: %s", trainer.layout, reason)
+    logger.info("layout %s: %s", "plain" if trainer.layout == "plain" else "shared", reason)
 
 
 def store_reference(trainer: GroupTrainer) -> None:

@@ -111,13 +111,16 @@ def test_dropout_in_training_mode_does_not_disturb_the_check():
 def test_the_layouts_of_a_model_that_can_share_do_not_differ():
     model = adapted("gemma3")
     for group in ragged_groups():
-        assert layout_difference(model, group, 0) < LOGP_TOLERANCE[torch.float32]
+        assert layout_difference(model, group, "ragged", 0) < LOGP_TOLERANCE[torch.float32]
 
 
 def test_a_mask_that_is_wrong_shows_in_the_difference(monkeypatch: pytest.MonkeyPatch):
     group = max(ragged_groups(), key=lambda g: g.lengths()[0])
     monkeypatch.setattr(attention, "within", lambda batch, window: torch.tensor(True))
-    assert layout_difference(adapted("gemma3"), group, 0) > 10 * LOGP_TOLERANCE[torch.float32]
+    assert (
+        layout_difference(adapted("gemma3"), group, "shared", 0)
+        > 10 * LOGP_TOLERANCE[torch.float32]
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -128,4 +131,4 @@ def test_half_precision_keeps_to_its_stated_bounds(dtype: torch.dtype):
     found = preflight(DPO(), model)
     assert found.fault(dtype) is None
     for group in ragged_groups():
-        assert layout_difference(model, group, 0) < LOGP_TOLERANCE[dtype]
+        assert layout_difference(model, group, "ragged", 0) < LOGP_TOLERANCE[dtype]

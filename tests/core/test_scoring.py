@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pytest
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alignment.core import attention, packing
+from alignment.core.attention import attention_mask
 from alignment.core.packing import Layout, PackedBatch, TokenGroup, pack
+from alignment.core.ragged import takes_ragged
 from alignment.core.scoring import (
     REFERENCE_ADAPTER,
     Scorer,
@@ -31,7 +33,7 @@ from alignment.objectives.sft import SFT
 from tests.core.batches import adapted, adapter_gradient, ragged_groups, token_group
 from tests.tiny import FAMILIES, WINDOW, tiny_model
 
-LAYOUTS: tuple[Layout, ...] = ("shared", "plain")
+LAYOUTS: tuple[Layout, ...] = ("ragged", "shared", "plain")
 NO_WINDOW = ("llama", "qwen3", "gpt2")
 PAD = 0
 
@@ -46,6 +48,19 @@ def alone(model: nn.Module, groups: list[TokenGroup]) -> Tensor:
             targets = torch.tensor(response)[:, None]
             logps.append(logits.log_softmax(-1).gather(1, targets).squeeze(1))
     return torch.cat(logps)
+
+
+def layouts(model: PeftModel) -> list[Layout]:
+    """Those that the model's attention can compute: an eager one takes masks alone."""
+    return [kind for kind in LAYOUTS if kind != "ragged" or takes_ragged(model.get_base_model())]
+
+
+SHARING = pytest.mark.parametrize("layout", ["ragged", "shared"])
+
+
+def skip_where_masks_are_needed(model: PeftModel, layout: Layout) -> None:
+    if layout not in layouts(model):
+        pytest.skip("its attention takes masks alone")
 
 
 @functools.cache
@@ -74,19 +89,23 @@ def relative(first: Tensor, second: Tensor) -> float:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_both_layouts_agree_with_the_models_own_logits(family: str):
+def test_every_layout_agrees_with_the_models_own_logits(family: str):
     """Without any of our masks: each response alone, logits, log-softmax, gather."""
     model, groups = family_model(family), ragged_groups()
     with torch.no_grad():
         expected = alone(model, groups)
-        for layout in LAYOUTS:
+        for layout in layouts(model):
             assert largest(policy_logps(model, pack(groups, layout, PAD)), expected) < 1e-5
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+@SHARING
 @pytest.mark.parametrize("family", FAMILIES)
-def test_both_layouts_agree_in_values_and_gradients(family: str, checkpointing: bool):
+def test_the_layouts_agree_in_values_and_gradients(
+    family: str, layout: Layout, checkpointing: bool
+):
     model, groups = adapted(family), ragged_groups()
+    skip_where_masks_are_needed(model, layout)
     plain, plain_gradient = scored_gradient(model, pack(groups, "plain", PAD))
     passes = []
     (norm,) = (m for n, m in model.named_modules() if n.endswith((".0.input_layernorm", ".0.ln_1")))
@@ -95,20 +114,22 @@ def test_both_layouts_agree_in_values_and_gradients(family: str, checkpointing: 
         model.enable_input_require_grads()
         model.get_base_model().activation_checkpointing_enable()
         model.train()
-    shared, shared_gradient = scored_gradient(model, pack(groups, "shared", PAD))
+    shared, shared_gradient = scored_gradient(model, pack(groups, layout, PAD))
     assert len(passes) == (2 if checkpointing else 1)
     assert largest(shared, plain) < 1e-5
     assert relative(shared_gradient, plain_gradient) < 1e-5
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+@SHARING
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_group_of_any_size_agrees_by_itself(family: str, size: int):
+def test_a_group_of_any_size_agrees_by_itself(family: str, layout: Layout, size: int):
     rng = random.Random(size)
     lengths = [rng.randint(1, 2 * WINDOW) for _ in range(size)]
     group = token_group(rng, WINDOW + 5, lengths)
     model = family_model(family)
-    shared, shared_gradient = scored_gradient(model, pack([group], "shared", PAD))
+    skip_where_masks_are_needed(model, layout)
+    shared, shared_gradient = scored_gradient(model, pack([group], layout, PAD))
     plain, plain_gradient = scored_gradient(model, pack([group], "plain", PAD))
     assert largest(shared, plain) < 1e-5
     assert relative(shared_gradient, plain_gradient) < 1e-5
@@ -432,9 +453,38 @@ def test_divergences_do_not_depend_on_the_layout():
         losses.append(DistiLLM2()(terms).loss())
         losses[-1].backward()
         gradients.append(adapter_gradient(model))
-    assert float(losses[0].detach()) == pytest.approx(float(losses[1].detach()), rel=1e-5)
-    assert float(losses[0].detach()) > 1e-3
-    assert relative(*gradients) < 1e-5
+    *sharing, plain = (float(loss.detach()) for loss in losses)
+    assert sharing == pytest.approx([plain, plain], rel=1e-5)
+    assert plain > 1e-3
+    assert all(relative(gradient, gradients[-1]) < 1e-5 for gradient in gradients[:-1])
+
+
+def test_a_ragged_batch_is_refused_by_attention_that_needs_masks():
+    model = family_model("gpt_oss")
+    with pytest.raises(ValueError, match="`eager` attention cannot compute ragged batches"):
+        policy_logps(model, pack(ragged_groups(), "ragged", PAD))
+
+
+def test_nothing_of_the_square_of_a_row_is_made_for_a_ragged_batch():
+    """Eight groups of 60 positions in one row of 480, whose mask would have 230400 entries."""
+    rng = random.Random(0)
+    groups = [token_group(rng, 20, [21, 21]) for _ in range(8)]
+    batch = pack(groups, "ragged", PAD)
+    assert batch.input_ids.shape == (1, 480)
+    assert (batch.sequence != packing.PADDING).all()
+    mask = cast(Any, attention_mask(batch, family_model("llama").config, torch.float32))
+    assert mask.numel() == 1
+    held = [part for _, part in mask.spans if part is not None]
+    assert [tuple(part.shape) for part in held] == [(20, 40)] * 8
+
+
+def test_a_model_that_takes_ragged_batches_still_generates_as_before(llama: PreTrainedModel):
+    prompt = torch.tensor([[5, 6, 7, 8]])
+    settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": PAD}
+    before = llama.generate(prompt, **settings)
+    add_scored_forward(llama)
+    assert takes_ragged(llama)
+    assert torch.equal(llama.generate(prompt, **settings), before)
 
 
 def test_a_missing_teacher_is_named_with_the_remedy(llama: PreTrainedModel):

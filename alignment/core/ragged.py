@@ -1,0 +1,98 @@
+"""Attention over the spans of one long row, without padding and without a mask of the row.
+
+A group is a few spans: its prefix with the first branch, and each other branch, which sees the
+prefix and itself. Attention works through them one by one, so nothing is computed that a position
+may not see, and no tensor has the square of the row. For transformers it is an attention
+implementation of its own, `RAGGED`, which is SDPA for any call but a ragged batch's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from alignment.core.packing import PackedBatch, Span
+
+RAGGED = "ragged_sdpa"
+
+
+def takes_ragged(model: PreTrainedModel) -> bool:
+    """Whether a model that can share a prefix can do so span by span."""
+    backend = model.config.get_text_config()._attn_implementation
+    return backend == RAGGED or (backend == "sdpa" and model._can_set_attn_implementation())
+
+
+def allow_ragged(model: PreTrainedModel) -> None:
+    """Lets a model compute ragged batches beside all that it does already, where it can."""
+    if takes_ragged(model):
+        model.set_attn_implementation(RAGGED)
+
+
+class SpanMask(Tensor):
+    """Passes through a model in place of a mask and tells attention the spans.
+
+    Attributes:
+        spans: What attends to what, each with its (n, m) mask over prefix and own positions; None
+            where own positions are all there is and none lies beyond the window.
+    """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    spans: list[tuple[Span, Tensor | None]]
+
+    @staticmethod
+    def of(batch: PackedBatch, window: int | None) -> SpanMask:
+        """For the layers of a model that look back no further than `window`, None for any.
+
+        Args:
+            batch: In the ragged layout.
+            window: Position ids.
+        """
+        device = batch.input_ids.device
+        # Four dimensions: models take it for a mask that is ready for use.
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device).as_subclass(SpanMask)
+        mask.spans = [(span, _span_mask(span, window, device)) for span in batch.spans]
+        return mask
+
+
+def _span_mask(span: Span, window: int | None, device: torch.device) -> Tensor | None:
+    (first, last), (start, end) = span
+    keys, queries = last - first + end - start, end - start
+    if keys == queries and (window is None or keys <= window):
+        return None
+    # Prefix and own positions are consecutive position ids, whatever lies between them in the row.
+    seen = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    return seen if window is None else seen.triu_(keys - queries - window + 1)
+
+
+def _ragged_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """SDPA, span by span where the mask says so; the signature is that of transformers."""
+    if not isinstance(attention_mask, SpanMask):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    kwargs["is_causal"] = None
+    outputs = []
+    for ((first, last), (start, end)), mask in attention_mask.spans:
+        keys, values = (states[:, :, start:end] for states in (key, value))
+        if first < last:
+            keys = torch.cat([key[:, :, first:last], keys], 2)
+            values = torch.cat([value[:, :, first:last], values], 2)
+        output, _ = sdpa_attention_forward(
+            module, query[:, :, start:end], keys, values, mask, **kwargs
+        )
+        outputs.append(output)
+    return torch.cat(outputs, 1), None
+
+
+AttentionInterface.register(RAGGED, _ragged_attention)
+AttentionMaskInterface.register(RAGGED, sdpa_mask)
