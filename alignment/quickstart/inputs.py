@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from alignment.llm.connect import CallOptions, connect
 from alignment.llm.ledger import Ledger
 from alignment.llm.prompts import as_messages, as_text
 from alignment.llm.protocol import CallError, Message, Prompt, Sampling
+from alignment.llm.redaction import redact
 from alignment.llm.rows import Output, Reject, prompt_of
 from alignment.quickstart import world
 
@@ -125,8 +125,15 @@ def find_server(model: str | None, url: str | None, api_key_env: str | None) -> 
         raise UserError("a judge or reviser needs a name, an address or both")
     import openai
 
-    key = os.environ.get(api_key_env or "") or "none"
-    client = openai.OpenAI(base_url=url, api_key=key, timeout=30.0, max_retries=1)
+    from alignment.llm.openai import read_key
+
+    client = openai.OpenAI(
+        base_url=url,
+        api_key=read_key(api_key_env) if api_key_env else "none",
+        timeout=30.0,
+        max_retries=1,
+        http_client=openai.DefaultHttpxClient(follow_redirects=False),
+    )
     try:
         listed: Any = client.get("/models", cast_to=object)
         names = [str(item["id"]) for item in listed["data"]]
@@ -136,7 +143,7 @@ def find_server(model: str | None, url: str | None, api_key_env: str | None) -> 
             "ask: `--judge-model`, `--reviser-model`"
         ) from None
     except openai.OpenAIError as error:
-        cause = error.__cause__ or error
+        cause = redact(str(error.__cause__ or error))
         raise UserError(f"{url} does not list its models ({cause}); is it running?") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{url} does not answer as an OpenAI-compatible API") from None
