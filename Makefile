@@ -80,7 +80,7 @@ test-gpu: $(STAMP) ## Tests that need a CUDA device
 	$(PYTEST) -m gpu $(ARGS)
 
 .PHONY: bench
-bench: $(STAMP) ## Every benchmark, one after the other
+bench: $(STAMP) ## Every benchmark, shortest first: most of an hour
 	@for file in benchmarks/[!_]*.py; do \
 		[ -e "$$file" ] || continue; \
 		echo "== $$(basename "$$file" .py)"; \
