@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 
 from alignment.cli import say
@@ -116,17 +117,24 @@ def report(
         later: The calls that cannot be counted before others are answered, None if there are none.
     """
 
+    rejected: Counter[str] = Counter()
+
     async def walk() -> int:
         count = 0
         for _, row in rows:
             count += 1
             try:
                 await build(row)
-            except (CallError, Reject):
+            except Reject as error:
+                rejected[error.reason] += 1
+            except CallError:
                 continue
         return count
 
     say(f"dry run over {asyncio.run(walk())} rows: nothing was sent")
+    if rejected:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in rejected.most_common())
+        say(f"rows that would be rejected as they are: {reasons}")
     for model in models:
         say(str(model))
     if later is not None:

@@ -143,6 +143,20 @@ def test_answers_without_a_bound_are_said_to_be_without(
     assert "(10 calls have no bound and count as 4096 each)" in told
 
 
+def test_rows_that_would_be_rejected_unasked_are_told(
+    commands: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    cut = {"prompt": "p", "response": "r", "finish_reason": "length"}
+    whole = {"prompt": "p", "response": "r"}
+    lines = [json.dumps(row) + "\n" for row in (cut, whole, cut, {"prompt": "p"})]
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    with serve(say) as server:
+        dry_run(server, commands["clair"])
+    told = capsys.readouterr().out
+    assert "rows that would be rejected as they are: truncated 2, no_response 1" in told
+    assert "tiny: 1 calls to make" in told
+
+
 def test_several_samples_are_several_calls(
     commands: dict[str, list[str]], capsys: pytest.CaptureFixture[str]
 ):
