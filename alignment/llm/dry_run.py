@@ -116,7 +116,6 @@ def report(
         build: What the job does with a row, as for `map_rows`.
         later: The calls that cannot be counted before others are answered, None if there are none.
     """
-
     rejected: Counter[str] = Counter()
 
     async def walk() -> int:
