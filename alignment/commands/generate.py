@@ -25,7 +25,7 @@ from alignment.llm.connect import CallOptions, connect, open_ledger, run_rows
 from alignment.llm.lock import locked
 from alignment.llm.model import PROVIDER, Encoded, LocalModel
 from alignment.llm.prompts import as_messages
-from alignment.llm.protocol import CallError, Reply, Request, Sampling, Verb
+from alignment.llm.protocol import GO_ON, CallError, Reply, Request, Sampling, Stopped, Verb
 from alignment.llm.rows import (
     MapReport,
     Output,
@@ -182,15 +182,29 @@ def _run_here(options: Options, rows: Sequence[Named]) -> MapReport:
     if options.resume and options.output.exists() and not chunks.exists():
         return _finished(options, len(rows))
     chunks.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for start in tqdm(range(0, len(rows), options.chunk_size), unit="chunk", disable=None):
-        paths.append(_chunk(chunks, start))
-        if not paths[-1].is_file():
-            part = rows[start : start + options.chunk_size]
-            _write_whole(paths[-1], _answer_chunk(options, part, local))
+    interrupted = False
+    try:
+        for start in tqdm(range(0, len(rows), options.chunk_size), unit="chunk", disable=None):
+            path = _chunk(chunks, start)
+            if not path.is_file():
+                part = rows[start : start + options.chunk_size]
+                _write_whole(path, _answer_chunk(options, part, local))
+    except KeyboardInterrupt:
+        interrupted = True
+    report = _gather(options.output, sorted(chunks.glob("*.json")))
+    if interrupted:
+        missing = len(rows) - report.kept - report.dropped.total()
+        told = f"interrupted: {missing} of {len(rows)} rows are missing in {options.output}"
+        raise Stopped(told, GO_ON, status=130)
+    shutil.rmtree(chunks)
+    return report
+
+
+def _gather(output: Path, chunks: Sequence[Path]) -> MapReport:
+    """Writes what stands in chunks."""
     report = MapReport()
-    with Output(options.output) as file:
-        for path in paths:
+    with Output(output) as file:
+        for path in chunks:
             for made, rejected in json.loads(path.read_text(encoding="utf-8")):
                 if rejected is not None:
                     report.drop(rejected)
@@ -199,7 +213,6 @@ def _run_here(options: Options, rows: Sequence[Named]) -> MapReport:
                 report.kept += 1
                 for row in made:
                     file.write(row)
-    shutil.rmtree(chunks)
     return report
 
 

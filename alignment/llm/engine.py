@@ -14,6 +14,7 @@ from alignment.llm.interrupts import interruptible
 from alignment.llm.ledger import Ledger
 from alignment.llm.pacing import Limits
 from alignment.llm.protocol import (
+    GO_ON,
     Backend,
     CallError,
     Message,
@@ -25,7 +26,6 @@ from alignment.llm.protocol import (
 )
 
 _TOLD = {"refused": "refused", "truncated": "was cut off at `max_tokens`"}
-_GO_ON = "run the same command with `--resume` to go on"
 
 
 class LLM:
@@ -156,7 +156,7 @@ class LLM:
                 task.cancel()
 
     async def __aenter__(self) -> LLM:
-        stop = Stopped("interrupted", _GO_ON, status=130)
+        stop = Stopped("interrupted", GO_ON, status=130)
         self._exit.enter_context(interruptible(lambda: self.stop(stop)))
         return self
 
@@ -166,7 +166,7 @@ class LLM:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.stop(Stopped(f"{self.model} is asked no more", _GO_ON))
+        self.stop(Stopped(f"{self.model} is asked no more", GO_ON))
         if self._running:
             await asyncio.wait(self._running.values())
         self._exit.close()

@@ -17,6 +17,9 @@ Prompt: TypeAlias = "str | Sequence[Message]"
 Verb = Literal["chat", "complete", "score"]
 Outcome = Literal["answered", "refused", "truncated", "unparseable", "rate_limited", "failed"]
 
+GO_ON = "run the same command with `--resume` to go on"
+"""What a job says that ended early."""
+
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=dict)
 _OUTCOMES: Mapping[str, Outcome] = {
     "length": "truncated",

@@ -11,6 +11,7 @@ from alignment.commands import generate as command
 from alignment.commands.generate import Options, generate, main
 from alignment.core.rows import read_rows
 from alignment.llm.model import LocalModel
+from alignment.llm.protocol import Stopped
 from tests.llm.server import Answer, Body, last_words, serve
 
 
@@ -87,10 +88,11 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bits(
         return answer(self, batch)
 
     monkeypatch.setattr(LocalModel, "answer", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped, match=r"interrupted: 5 of 11 rows are missing in .*out\.jsonl; "):
         generate(options(tmp_path, model_dir))
-    assert not (tmp_path / "out.jsonl").exists()
-    generate(options(tmp_path, model_dir))
+    whole = (tmp_path / "whole.jsonl").read_bytes().splitlines()
+    assert (tmp_path / "out.jsonl").read_bytes().splitlines() == whole[:6]
+    generate(options(tmp_path, model_dir, "--resume"))
     assert asked == [3, 3, 3, 3, 2]  # the third chunk was lost and is answered again
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
