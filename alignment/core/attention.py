@@ -11,14 +11,15 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from alignment.core.packing import PADDING, PackedBatch
-from alignment.core.ragged import RAGGED, SpanMask
+from alignment.core.ragged import FLEX, RAGGED, SpanMask
 
-Mask: TypeAlias = "Tensor | dict[str, Tensor]"
+Mask: TypeAlias = "Tensor | BlockMask | dict[str, Tensor | BlockMask]"
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
-_DENSE_BACKENDS = ("sdpa", "eager", RAGGED)
+_BACKENDS = ("sdpa", "eager", RAGGED, FLEX)
 _BY_INDEX = ("bloom", "gpt_neo", "mpt", "openai-gpt")
 """Architectures whose distances or windows go by index in the row, whatever the position ids."""
 
@@ -34,8 +35,8 @@ def why_not_shared(config: Any) -> str | None:
     """
     config = config.get_text_config()
     backend = config._attn_implementation
-    if backend not in _DENSE_BACKENDS:
-        return f"attn_implementation `{backend}` takes no custom mask (use sdpa or eager)"
+    if backend not in _BACKENDS:
+        return f"attn_implementation `{backend}` takes no custom mask (use sdpa or flex_attention)"
     kinds = set(getattr(config, "layer_types", None) or [_FULL])
     if other := sorted(kinds - {_FULL, _SLIDING}):
         return f"its layers of type {', '.join(other)} carry state along the row"
@@ -58,8 +59,8 @@ def attention_mask(batch: PackedBatch, config: Any, dtype: torch.dtype) -> Mask:
 
     Returns:
         (B, T) int64 where rows are single sequences; otherwise (B, 1, T, T), boolean for SDPA and
-        additive for eager attention, or what carries the spans of the ragged layout; a dict of
-        those by layer type for models that mix full and sliding layers.
+        additive for eager attention, block-sparse for FlexAttention, or what carries the spans of
+        the ragged layout; a dict of those by layer type for models that mix layer types.
 
     Raises:
         ValueError: The batch is ragged and the model was not prepared for that.
@@ -71,16 +72,19 @@ def attention_mask(batch: PackedBatch, config: Any, dtype: torch.dtype) -> Mask:
     window = getattr(config, "sliding_window", None)
     if not kinds:
         kinds = {_FULL} if window is None else {_SLIDING}
-    if batch.layout == "ragged" and config._attn_implementation != RAGGED:
-        raise ValueError(f"`{config._attn_implementation}` attention cannot compute ragged batches")
-    masks: dict[str, Tensor] = {}
+    backend = config._attn_implementation
+    if batch.layout == "ragged" and backend not in (RAGGED, FLEX):
+        raise ValueError(f"`{backend}` attention cannot compute ragged batches")
+    masks: dict[str, Tensor | BlockMask] = {}
     for kind in kinds:
         limit = None if kind == _FULL else window
-        if batch.layout == "ragged":
+        if backend == FLEX:
+            masks[kind] = _block_mask(batch, limit)
+        elif batch.layout == "ragged":
             masks[kind] = SpanMask.of(batch, limit)
         else:
             seen = visible(batch) if limit is None else visible(batch) & within(batch, limit)
-            masks[kind] = _for_backend(seen[:, None], config._attn_implementation, dtype)
+            masks[kind] = _for_backend(seen[:, None], backend, dtype)
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
@@ -101,6 +105,30 @@ def within(batch: PackedBatch, window: int) -> Tensor:
     """(B, T, T) bool, whether two positions are less than `window` tokens apart."""
     positions = batch.position_ids
     return positions[:, :, None] - positions[:, None, :] < window
+
+
+def _block_mask(batch: PackedBatch, window: int | None) -> BlockMask:
+    """The same rule for FlexAttention, which looks at blocks of 128 positions and skips empty ones.
+
+    It is built block by block on CUDA, where it is compiled.
+    """
+    sequence, branch, positions = batch.sequence, batch.branch, batch.position_ids
+
+    def sees(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        own = branch[row, query] == branch[row, key]
+        seen = (
+            (key <= query)
+            & (sequence[row, query] == sequence[row, key])
+            & (own | (branch[row, key] == 0))
+        )
+        if window is None:
+            return seen
+        return seen & (positions[row, query] - positions[row, key] < window)
+
+    rows, length = sequence.shape
+    device = sequence.device
+    on_cuda = device.type == "cuda"
+    return create_block_mask(sees, rows, None, length, length, device=str(device), _compile=on_cuda)
 
 
 def _for_backend(mask: Tensor, backend: str, dtype: torch.dtype) -> Tensor:

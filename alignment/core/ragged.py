@@ -3,7 +3,8 @@
 A group is a few spans: its prefix with the first branch, and each other branch, which sees the
 prefix and itself. Attention works through them one by one, so nothing is computed that a position
 may not see, and no tensor has the square of the row. For transformers it is an attention
-implementation of its own, `RAGGED`, which is SDPA for any call but a ragged batch's.
+implementation of its own, `RAGGED`, which is SDPA for any call but a ragged batch's. FlexAttention
+takes the same rows with a block-sparse mask.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from transformers.masking_utils import sdpa_mask
 
 from alignment.core.packing import PackedBatch, Span
 
-RAGGED = "ragged_sdpa"
+RAGGED, FLEX = "ragged_sdpa", "flex_attention"
 
 
 def takes_ragged(model: PreTrainedModel) -> bool:
-    """Whether a model that can share a prefix can do so span by span."""
+    """Whether a model that can share a prefix can do so in one row without padding."""
     backend = model.config.get_text_config()._attn_implementation
-    return backend == RAGGED or (backend == "sdpa" and model._can_set_attn_implementation())
+    return backend in (RAGGED, FLEX) or (backend == "sdpa" and model._can_set_attn_implementation())
 
 
 def allow_ragged(model: PreTrainedModel) -> None:
     """Lets a model compute ragged batches beside all that it does already, where it can."""
-    if takes_ragged(model):
+    if takes_ragged(model) and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(RAGGED)
 
 

@@ -465,6 +465,24 @@ def test_a_ragged_batch_is_refused_by_attention_that_needs_masks():
         policy_logps(model, pack(ragged_groups(), "ragged", PAD))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.filterwarnings("ignore")
+def test_flex_attention_agrees_with_the_models_own_logits(family: str):
+    """On the CPU it has a forward pass only; gemma3 has layers with and without a window."""
+    model, groups = family_model(family), ragged_groups()
+    flexible = tiny_model(family)
+    flexible.set_attn_implementation("flex_attention")
+    add_scored_forward(flexible)
+    assert takes_ragged(flexible)
+    base = model.get_base_model()
+    with torch.no_grad(), model.disable_adapter():
+        expected = alone(base, groups)
+        for layout in ("ragged", "shared"):
+            found = policy_logps(flexible, pack(groups, layout, PAD))
+            assert largest(found, expected) < 1e-5
+
+
 def test_nothing_of_the_square_of_a_row_is_made_for_a_ragged_batch():
     """Eight groups of 60 positions in one row of 480, whose mask would have 230400 entries."""
     rng = random.Random(0)
