@@ -201,6 +201,7 @@ class Pacer:
             self._tokens.give_back(sum(tokens) - sum(taken(result, tokens)))
             self.slots.grow()
         elif result is not None:
+            self._tokens.give_back(tokens.completion)
             if result.outcome == "rate_limited":
                 self.slots.shrink(sent_at)
             if result.retry_after:

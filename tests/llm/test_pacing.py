@@ -73,6 +73,15 @@ def test_tokens_count_as_the_longest_answer_until_the_answer_is_there():
     assert 0.19 <= served.at[2] - served.at[0] < 0.7
 
 
+def test_a_failure_gives_the_tokens_of_its_answer_back():
+    """At 200 tokens a second, 2,000 for an answer would hold the second attempt for ten seconds."""
+    busy = CallError("failed", "busy", retry=True)
+    served = Served(lambda number: busy if number == 0 else fine(number))
+    limits = Limits(tokens_per_minute=12_000, backoff=0.0)
+    ask(LLM(served, limits=limits), 1, max_tokens=2000)
+    assert served.at[1] - served.at[0] < 1.0
+
+
 def test_a_rate_gives_no_credit_for_time_unused():
     rate = Rate(60)
     rate.take(1, now=0.0)
