@@ -25,7 +25,8 @@ class VLLMBackend:
     """A model that vLLM runs.
 
     Args:
-        model: A folder as `save_pretrained` writes it, or a hub id.
+        model: A folder of a whole model, not of an adapter, as `save_pretrained` writes it; or a
+            hub id.
         revision: Tells models of the same name apart, in the ledger. By default the checksum of
             the folder.
 
