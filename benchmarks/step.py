@@ -4,7 +4,8 @@
 
 A step is all that a trainer does for one update of the adapter: collation, reference, forward,
 backward, clipping, optimiser. Both sides train the same small Llama in float32 on the same groups
-of token ids, with the same adapter, batch and optimiser, without dropout.
+of token ids, with the same adapter, batch and optimiser, without dropout. Neither is told to split
+a batch.
 
 - `trl` is TRL as it comes: batches in random order, one padded row per response.
 - `trl, sorted` has its rows in batches of similar length, as sorting all the data makes them.
@@ -17,7 +18,7 @@ project's NCA.
 Groups of an epoch are spread evenly over the lengths of the data. Sides take turns step by step; a
 round is an epoch, its figure the mean over its steps, and shown are median and quartiles of rounds.
 Memory is the high-water mark minus the level before the first step, in a process for each side that
-takes two steps on the batch of the longest groups. Differences of loss and gradient are relative to
+takes one step on the batch of the longest groups. Differences of loss and gradient are relative to
 ours, summed over an epoch: the same groups whatever their order.
 """
 
@@ -195,7 +196,7 @@ def running(
 
 
 def peak_megabytes(shape: Shape, batch: Sequence[TokenGroup], side: Side) -> float:
-    """Peak memory of two steps on one batch, in a process of its own."""
+    """Peak memory of a step on one batch, in a process of its own."""
     groups = [asdict(group) for group in batch]
     setting = {"shape": asdict(shape), "side": asdict(side), "groups": groups}
     with tempfile.TemporaryDirectory() as folder:
@@ -212,7 +213,7 @@ def measure_peak(file: Path) -> float:
     setting = json.loads(file.read_text())
     shape, side = Shape(**setting["shape"]), Side(**setting["side"])
     batch = [TokenGroup(**group) for group in setting["groups"]]
-    trainer = trainer_for(side, shape, shape.model(), [batch], file.parent / "run", steps=2)
+    trainer = trainer_for(side, shape, shape.model(), [batch], file.parent / "run", steps=1)
     trainer.remove_callback(PrinterCallback)
     gc.collect()
     if shape.device == "cpu":
