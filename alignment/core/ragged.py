@@ -38,8 +38,8 @@ class SpanMask(Tensor):
     """Passes through a model in place of a mask and tells attention the spans.
 
     Attributes:
-        spans: What attends to what, each with its (n, m) mask over prefix and own positions; None
-            where own positions are all there is and none lies beyond the window.
+        spans: What attends to what, each with its (1, 1, n, m) mask over prefix and own positions;
+            None where own positions are all there is and none lies beyond the window.
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -67,7 +67,7 @@ def _span_mask(span: Span, window: int | None, device: torch.device) -> Tensor |
         return None
     # Prefix and own positions are consecutive position ids, whatever lies between them in the row.
     seen = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-    return seen if window is None else seen.triu_(keys - queries - window + 1)
+    return (seen if window is None else seen.triu_(keys - queries - window + 1))[None, None]
 
 
 def _ragged_attention(

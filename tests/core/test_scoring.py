@@ -135,6 +135,17 @@ def test_a_group_of_any_size_agrees_by_itself(family: str, layout: Layout, size:
     assert relative(shared_gradient, plain_gradient) < 1e-5
 
 
+@SHARING
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_branch_of_one_position_agrees(family: str, layout: Layout):
+    """One query is a case of its own where heads share keys: the second response has two tokens."""
+    group = token_group(random.Random(2), WINDOW + 5, [9, 2, 4])
+    model = family_model(family)
+    skip_where_masks_are_needed(model, layout)
+    found = policy_logps(model, pack([group], layout, PAD))
+    assert largest(found, policy_logps(model, pack([group], "plain", PAD))) < 1e-5
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_groups_over_several_padded_rows_agree_too(family: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(packing, "best_row_length", max)
@@ -493,7 +504,7 @@ def test_nothing_of_the_square_of_a_row_is_made_for_a_ragged_batch():
     mask = cast(Any, attention_mask(batch, family_model("llama").config, torch.float32))
     assert mask.numel() == 1
     held = [part for _, part in mask.spans if part is not None]
-    assert [tuple(part.shape) for part in held] == [(20, 40)] * 8
+    assert [tuple(part.shape) for part in held] == [(1, 1, 20, 40)] * 8
 
 
 def test_a_model_that_takes_ragged_batches_still_generates_as_before(llama: PreTrainedModel):
