@@ -36,6 +36,21 @@ def layout_difference(
     return float((found - plain).abs().max())
 
 
+def head_difference(model: nn.Module, group: TokenGroup, pad_token_id: int) -> float:
+    """Difference in nats between our log-prob of a token and that of the model's own logits.
+
+    It shows an architecture that does more to its logits than `HeadTransform` knows. The token is
+    one of the first of the group, so that few logits are made.
+    """
+    device = next(model.parameters()).device
+    *context, token = [*group.prefix, *group.contexts[0], *group.responses[0]][:8]
+    alone = TokenGroup.of([context], [[token]], role=[0])
+    with torch.no_grad(), evaluating(model):
+        (ours,) = policy_logps(model, pack([alone], "plain", pad_token_id).to(device))
+        logits = model(input_ids=torch.tensor([context], device=device)).logits[0, -1]
+    return float((ours - logits.to(ours.dtype).log_softmax(-1)[token]).abs())
+
+
 @dataclass(frozen=True)
 class Preflight:
     """What the first batch shows before training.

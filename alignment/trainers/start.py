@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from alignment.cli import UserError
 from alignment.core.packing import TokenGroup
-from alignment.core.preflight import LOGP_TOLERANCE, Preflight, layout_difference
+from alignment.core.preflight import LOGP_TOLERANCE, Preflight, head_difference, layout_difference
 from alignment.core.reference import ReferenceStore, WithReference, missing
 from alignment.core.scoring import evaluating, policy_logps
 from alignment.data import default_reference_folder
@@ -32,26 +32,36 @@ _ENTRIES_PER_WRITE = 32
 
 
 def check_layout(trainer: GroupTrainer) -> None:
-    """Compares a layout that shares with the plain one on the smallest group of the first batch.
+    """Compares our log-probs with the model's own logits, and a layout that shares with the plain.
 
-    Under `layout: auto` a difference switches to the plain layout; one log line says which and why.
+    The first takes a few tokens, the second the longest group of the first batch: what lies beyond
+    a window shows in long groups alone. Under `layout: auto` a difference between layouts switches
+    to the plain one; one log line says which and why.
 
     Raises:
-        UserError: The recipe insists on sharing and the results differ.
+        UserError: The model does something of its own to its logits, or the recipe insists on
+            sharing and the results differ.
     """
-    reason = trainer.layout_reason
+    reason, model = trainer.layout_reason, trainer.model_wrapped
+    longest = max(_first_groups(trainer), key=lambda group: group.lengths()[0])
+    pad_token_id = cast(int, trainer.processing_class.pad_token_id)
+    bound = LOGP_TOLERANCE[trainer.precision]
+    own = _largest(head_difference(model, longest, pad_token_id))
+    if own > bound:
+        kind = trainer.accelerator.unwrap_model(model).config.model_type
+        raise UserError(
+            f"log-probs from the head of `{kind}` differ by {own:.3g} nats (bound {bound:g}) from "
+            "those of its own logits: the architecture does more to its logits than is known here"
+        )
     if trainer.layout != "plain":
-        smallest = min(_first_groups(trainer), key=lambda group: group.lengths()[0])
-        pad_token_id = cast(int, trainer.processing_class.pad_token_id)
-        found = layout_difference(trainer.model_wrapped, smallest, trainer.layout, pad_token_id)
-        largest = max(gather_object([math.inf if math.isnan(found) else found]))
-        bound = LOGP_TOLERANCE[trainer.precision]
+        largest = _largest(layout_difference(model, longest, trainer.layout, pad_token_id))
         if largest <= bound:
             reason = f"{reason}; differs from the plain layout by {largest:.1e} nats at most"
         else:
             reason = f"shared and plain layout differ by {largest:.3g} nats (bound {bound:g})"
             if trainer.args.layout == "shared":
                 raise UserError(f"layout: shared is wrong here: {reason}; set `layout: plain`")
+            reason += "; calls were planned for sharing and may exceed `max_tokens_per_batch`"
             trainer.layout = "plain"
     logger.info("layout %s: %s", "plain" if trainer.layout == "plain" else "shared", reason)
 
@@ -104,6 +114,11 @@ def run_preflight(trainer: GroupTrainer) -> None:
         found.loss,
         expected,
     )
+
+
+def _largest(difference: float) -> float:
+    """Over all processes; what is no number counts as the largest."""
+    return float(max(gather_object([math.inf if math.isnan(difference) else difference])))
 
 
 def _first_groups(trainer: GroupTrainer) -> list[TokenGroup]:

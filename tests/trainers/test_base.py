@@ -223,6 +223,23 @@ def test_a_shared_layout_that_computes_something_else_is_left(
         trainer.train()
 
 
+def test_a_head_that_does_more_than_is_known_stops_the_run(
+    tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A model that halves its logits in its own forward, and says so nowhere."""
+    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    original = type(model).forward
+
+    def halved(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = original(self, *args, **kwargs)
+        output.logits = output.logits / 2
+        return output
+
+    monkeypatch.setattr(type(model), "forward", halved)
+    with pytest.raises(UserError, match="the architecture does more to its logits"):
+        run(tmp_path, model=model, max_steps=1)
+
+
 def test_a_difference_that_is_no_number_counts_as_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
