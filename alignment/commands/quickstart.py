@@ -26,6 +26,7 @@ import transformers
 from alignment import __version__
 from alignment.cli import UserError, parse, quieten, run, say
 from alignment.llm.fingerprint import fingerprint
+from alignment.llm.protocol import Stopped
 from alignment.objectives import load_objective
 from alignment.quickstart import world
 from alignment.quickstart.inputs import (
@@ -153,7 +154,11 @@ def quickstart(options: Options) -> dict[str, Any]:
     kwargs = _objective_kwargs(options)
     plan = _world_plan(options, kwargs) if options.model is None else _own_plan(options, kwargs)
     folder = RunFolder(options.output, plan, overwrite=options.overwrite)
-    folder.run()
+    try:
+        folder.run()
+    except Stopped as stop:  # a stage goes on by `--resume`, the whole by itself
+        remedy = "run the same command to go on"
+        raise Stopped(stop.why, remedy, status=stop.status) from None
     facts = {"objective": options.objective, "objective_kwargs": kwargs, "seed": options.seed}
     is_world = options.model is None
     return report(options.output, folder.seconds, facts, release=__version__, is_world=is_world)

@@ -173,8 +173,9 @@ def test_a_quickstart_stopped_half_way_repeats_no_call(served: Served, tmp_path:
     while job.poll() is None and finished_calls(ledgers[0]) < 5:
         time.sleep(0.01)
     job.send_signal(signal.SIGINT)
-    job.communicate(timeout=60)
+    _, errors = job.communicate(timeout=60)
     assert job.returncode == 130
+    assert errors.rstrip().endswith("run the same command to go on")
     assert 5 <= finished_calls(ledgers[0]) < PROMPTS - 6
     job = alignment(*words)
     _, errors = job.communicate(timeout=240)
