@@ -73,7 +73,8 @@ test-unit: $(STAMP) ## Unit tests alone
 .PHONY: test-long
 test-long: $(STAMP) ## Tests of many minutes; their output is kept in docs/
 	@mkdir -p docs
-	$(PYTEST) -m long --no-header --durations=0 -rA $(ARGS) | tee docs/test_long.txt
+	@{ echo "Commit $$(git describe --always --dirty)"; \
+		$(PYTEST) -m long --no-header --durations=0 -rA $(ARGS); } | tee docs/test_long.txt
 
 .PHONY: test-gpu
 test-gpu: $(STAMP) ## Tests that need a CUDA device
