@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_TOKENS = 512
-CHUNK_VOCABULARY = 4096
+CHUNKS = {"cpu": (512, 4096), "cuda": (4096, 16384)}
+"""Tokens and entries of the vocabulary whose logits are alive at once: 8 MB that stay in a CPU's
+cache, 256 MB that fill a GPU."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class _TokenLogps(torch.autograd.Function):
         logps = hidden.new_empty(hidden.shape[0], dtype=dtype)
         normaliser = torch.empty_like(logps)
         direction = torch.empty_like(hidden) if want_hidden and not head_trains else None
-        for part in _chunks(hidden.shape[0], CHUNK_TOKENS):
+        for part in _token_chunks(hidden):
             chunk_logps, chunk_normaliser, chunk_direction = _walk(
                 hidden[part], weight, bias, targets[part], transform, direction is not None
             )
@@ -165,9 +166,9 @@ class _TokenLogps(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden, dtype=dtype) if want_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=dtype) if want_weight else None
         grad_bias = torch.zeros_like(bias, dtype=dtype) if want_bias else None
-        for part in _chunks(hidden.shape[0], CHUNK_TOKENS):
+        for part in _token_chunks(hidden):
             rows, upstream = hidden[part], grad[part]
-            for columns in _chunks(weight.shape[0], CHUNK_VOCABULARY):
+            for columns in _vocabulary_chunks(weight):
                 head = weight[columns]
                 logits = ctx.transform(
                     project(rows, head, None if bias is None else bias[columns], dtype)
@@ -215,7 +216,7 @@ def _walk(  # noqa: PLR0913 - the arguments of `token_logps` and one more
     target_logit = torch.empty_like(top)
     target_slope = torch.full_like(top, transform.scale)
     expected = hidden.new_zeros(hidden.shape, dtype=dtype) if want_direction else None
-    for columns in _chunks(weight.shape[0], CHUNK_VOCABULARY):
+    for columns in _vocabulary_chunks(weight):
         head = weight[columns]
         logits = transform(project(hidden, head, None if bias is None else bias[columns], dtype))
         slope = transform.slope(logits) if want_direction else None
@@ -239,6 +240,14 @@ def _walk(  # noqa: PLR0913 - the arguments of `token_logps` and one more
     # Near p = 1 the two logits cancel; what is left keeps its digits.
     logps = (target_logit - top) - total.log()
     return logps.squeeze(1), normaliser.squeeze(1), direction
+
+
+def _token_chunks(hidden: Tensor) -> list[slice]:
+    return _chunks(hidden.shape[0], CHUNKS["cpu" if hidden.device.type == "cpu" else "cuda"][0])
+
+
+def _vocabulary_chunks(weight: Tensor) -> list[slice]:
+    return _chunks(weight.shape[0], CHUNKS["cpu" if weight.device.type == "cpu" else "cuda"][1])
 
 
 def _chunks(length: int, size: int) -> list[slice]:

@@ -34,8 +34,7 @@ class Head(NamedTuple):
 @pytest.fixture
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither divides the sizes that tests use."""
-    monkeypatch.setattr(module, "CHUNK_TOKENS", 4)
-    monkeypatch.setattr(module, "CHUNK_VOCABULARY", 10)
+    monkeypatch.setattr(module, "CHUNKS", {"cpu": (4, 10)})
 
 
 def head(
