@@ -22,6 +22,8 @@ from alignment.llm.protocol import CallError, Reply
 SCHEMA_VERSION = 1
 LEASE = 900.0
 """Seconds after which the claim of another machine lapses: whether its owner lives is unknown."""
+_LOOK = 1.0
+"""Least seconds between two sums over what other processes have spent."""
 LARGE = 1 << 30
 """Bytes beyond which opening does not read the whole file; damage is told when it is met."""
 
@@ -99,6 +101,29 @@ class Entry(NamedTuple):
     call: Call
 
 
+@dataclass
+class Reserve:
+    """Money set aside.
+
+    Attributes:
+        calls: For how many calls.
+        dollars: In all.
+    """
+
+    calls: int = 0
+    dollars: float = 0.0
+
+    def take(self, dollars: float) -> None:
+        """Sets money aside for one call."""
+        self.calls += 1
+        self.dollars += dollars
+
+    def give_back(self, dollars: float) -> None:
+        """Frees what was set aside for one call."""
+        self.calls -= 1
+        self.dollars = self.dollars - dollars if self.calls else 0.0  # no rounding is left over
+
+
 class Ledger:
     """Finished calls by key, shared by all processes that open the same file.
 
@@ -106,7 +131,7 @@ class Ledger:
         path: The file, created where missing; None keeps the calls in memory.
 
     Attributes:
-        reserved: Dollars that each request now in flight may cost.
+        reserved: What the requests of this process that are in flight may cost.
 
     Raises:
         UserError: The file is no ledger, is damaged, or was written by a newer version.
@@ -114,8 +139,9 @@ class Ledger:
 
     def __init__(self, path: str | Path | None = None) -> None:
         self.path = path
-        self.reserved: list[float] = []
+        self.reserved = Reserve()
         self._spent: float | None = None
+        self._foreign: tuple[int, float] = (0, 0.0)  # version and time of the last look
         pid = os.getpid()
         self._owner = f"{socket.gethostname()}/{pid}/{_birth(pid)}/{secrets.token_hex(4)}"
         if path is not None:
@@ -195,10 +221,14 @@ class Ledger:
         return dict(self._db.execute("SELECT outcome, count(*) FROM calls GROUP BY outcome"))
 
     def spent(self) -> float:
-        """Dollars on record, but for what other processes have spent since this was first asked."""
-        if self._spent is None:
-            with self._told():
+        """Dollars on record; what other processes spend is seen within a second."""
+        with self._told():
+            (version,) = self._db.execute("PRAGMA data_version").fetchone()
+            seen, looked_at = self._foreign
+            now = time.monotonic()
+            if self._spent is None or (version != seen and now - looked_at > _LOOK):
                 (self._spent,) = self._db.execute("SELECT total(price) FROM calls").fetchone()
+                self._foreign = (version, now)
         return float(self._spent or 0.0)
 
     def close(self) -> None:

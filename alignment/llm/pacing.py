@@ -185,7 +185,7 @@ class Pacer:
             self._requests.take(1, now)
             self._tokens.take(sum(tokens), now)
             if self._limits.max_cost is not None:
-                self._ledger.reserved.append(self._price(tokens))
+                self._ledger.reserved.take(self._price(tokens))
 
     def settle(self, tokens: Tokens, result: Reply | CallError | None, sent_at: float) -> None:
         """Books what came of a cleared request, after its price stands in the ledger.
@@ -196,7 +196,7 @@ class Pacer:
             sent_at: When it left, by the monotonic clock.
         """
         if self._limits.max_cost is not None:
-            self._ledger.reserved.remove(self._price(tokens))
+            self._ledger.reserved.give_back(self._price(tokens))
         if isinstance(result, Reply):
             self._tokens.give_back(sum(tokens) - sum(taken(result, tokens)))
             self.slots.grow()
@@ -214,8 +214,8 @@ class Pacer:
         cap = self._limits.max_cost
         if cap is not None and max(waits) <= 0:
             spent, price = self._ledger.spent(), self._price(tokens)
-            if spent + sum(self._ledger.reserved) + price > cap * (1 + 1e-9):
-                if not self._ledger.reserved:
+            if spent + self._ledger.reserved.dollars + price > cap * (1 + 1e-9):
+                if not self._ledger.reserved.calls:
                     raise Stopped(
                         f"`--max-cost {cap:g}` is met: ${spent:.4f} are spent and the next call "
                         f"may cost ${price:.4f}",

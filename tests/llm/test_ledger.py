@@ -101,6 +101,23 @@ def test_a_commit_is_whole_or_not_at_all(tmp_path: Path):
     ledger.close()
 
 
+def test_what_another_process_spends_is_seen_within_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A dollar here, two there; between two looks the own dollars alone are added."""
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    mine, other = (Ledger(tmp_path / "a.ledger") for _ in range(2))
+    assert mine.spent() == 0.0
+    other.put(Entry(b"theirs", SOURCE, Call(Reply("x"), 2.0, 0.1, 1)))
+    mine.put(Entry(b"own", SOURCE, Call(Reply("x"), 1.0, 0.1, 1)))
+    assert mine.spent() == 1.0
+    now += 1.1
+    assert mine.spent() == other.spent() == 3.0
+    mine.close()
+    other.close()
+
+
 def test_damage_in_a_ledger_too_large_to_be_read_whole_is_told_when_it_is_met(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -10,7 +10,7 @@ import pytest
 from alignment.cli import UserError, parse
 from alignment.llm.connect import CallOptions
 from alignment.llm.engine import LLM
-from alignment.llm.ledger import Ledger
+from alignment.llm.ledger import Ledger, Reserve
 from alignment.llm.pacing import Limits, Rate, Slots, Tokens, estimate, taken
 from alignment.llm.program import ProgramBackend
 from alignment.llm.protocol import CallError, Reply, Request, Sampling, Stopped
@@ -179,7 +179,7 @@ def test_calls_in_flight_reserve_what_they_may_cost():
     llm = LLM(served, limits=Limits(price=PRICE, max_cost=1.0, concurrency=16))
     ask(llm, 20, max_tokens=20)
     assert served.most == 5
-    assert (len(served.at), llm.ledger.reserved) == (9, [])
+    assert (len(served.at), llm.ledger.reserved) == (9, Reserve())
     assert llm.ledger.spent() <= 1.0
 
 
