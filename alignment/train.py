@@ -139,7 +139,7 @@ def prepare_data(recipe: Recipe) -> tuple[GroupDataset, GroupDataset | None]:
     Returns:
         The training set, and the evaluation set where the recipe has one.
     """
-    objective = _objective(recipe)
+    objective = objective_of(recipe)
     model = recipe.model.model_name_or_path
     if model is None:
         raise UserError("the recipe names no model: set `model_name_or_path`")
@@ -173,12 +173,7 @@ def build_trainer(recipe: Recipe) -> GroupTrainer:
         error.groups.write_rejects(rejects)
         raise UserError(f"{error}; all rows with their reasons: {rejects}") from None
     _report_data(train, evaluation, Path(args.output_dir))
-    args.model_init_kwargs = {
-        "revision": model.model_revision,
-        "attn_implementation": model.attn_implementation,
-        "dtype": model.dtype,
-        **_mapping(args.model_init_kwargs),
-    }
+    args.model_init_kwargs = model_init_kwargs(recipe)
     policy: Any = model.model_name_or_path
     if recipe.data.adapter_name_or_path is not None:
         policy = _continued(recipe)
@@ -193,6 +188,17 @@ def build_trainer(recipe: Recipe) -> GroupTrainer:
         quantization_config=get_quantization_config(model),
         peft_config=None if recipe.data.adapter_name_or_path else get_peft_config(model),
     )
+
+
+def model_init_kwargs(recipe: Recipe) -> dict[str, Any]:
+    """What `from_pretrained` is told of the model."""
+    model = recipe.model
+    return {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **_mapping(recipe.training.model_init_kwargs),
+    }
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -251,7 +257,12 @@ def _telling_when_full(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder} is full: make room and resume, or choose another") from error
 
 
-def _objective(recipe: Recipe) -> Objective:
+def objective_of(recipe: Recipe) -> Objective:
+    """The objective that a recipe names.
+
+    Raises:
+        UserError: There is none of that name, or it does not take the hyper-parameters.
+    """
     args = recipe.training
     try:
         return load_objective(args.objective, _mapping(args.objective_kwargs))

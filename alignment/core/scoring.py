@@ -103,7 +103,7 @@ def add_scored_forward(model: PreTrainedModel) -> None:
             attention_mask=attention_mask(packed, self.config, self.dtype),
             use_cache=False,
         ).last_hidden_state
-        head = _active_head(self)
+        head = active_head(self)
 
         def score(rows: Tensor) -> ScoredOutput:
             bias = None if head.bias is None else _whole(head.bias)
@@ -309,7 +309,7 @@ def _call_as(module: nn.Module, function: Callable[..., Any], *args: Any) -> Any
             module.forward = original
 
 
-def _active_head(model: PreTrainedModel) -> Any:
+def active_head(model: PreTrainedModel) -> Any:
     """The output embedding; of several copies that peft keeps, the one in use."""
     head: Any = model.get_output_embeddings()
     if hasattr(head, "modules_to_save"):

@@ -121,7 +121,7 @@ class GroupTrainer(_BaseTrainer):
         )
         teacher = load_teacher(self.objective, teacher_model, args)
         configs = [policy.base.config] if teacher is None else [policy.base.config, teacher.config]
-        self.layout, self.layout_reason = _choose_layout(args.layout, configs)
+        self.layout, self.layout_reason = choose_layout(args.layout, configs)
         self.plan = plan_run(train_groups, args, self.layout)
         # Engines read the accumulation when they are built.
         args.gradient_accumulation_steps = self.plan.accumulation
@@ -389,7 +389,12 @@ def _prepared_splits(prepare: Preparation, rows: Any) -> Any:
     return None if rows is None else _prepared(prepare, rows, "eval")
 
 
-def _choose_layout(wanted: str, configs: Sequence[Any]) -> tuple[Layout, str]:
+def choose_layout(wanted: str, configs: Sequence[Any]) -> tuple[Layout, str]:
+    """The layout that a recipe's wish and the models' configurations allow, and why.
+
+    Raises:
+        UserError: The recipe insists on sharing and a model cannot.
+    """
     reasons = [(config, why_not_shared(config)) for config in configs]
     config, reason = next((pair for pair in reasons if pair[1]), reasons[0])
     if wanted == "plain":

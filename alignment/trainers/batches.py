@@ -22,8 +22,16 @@ logger = logging.getLogger(__name__)
 Collate = Callable[[list[tuple[TokenGroup, bool]]], PackedBatch]
 
 
-def plan_run(groups: Groups, args: GroupConfig, layout: Layout) -> Plan:
+def plan_run(
+    groups: Groups, args: GroupConfig, layout: Layout, world_size: int | None = None
+) -> Plan:
     """The plan of a training run, its accumulation chosen where a token budget is set.
+
+    Args:
+        groups: The data.
+        args: Settings.
+        layout: How groups will be packed.
+        world_size: Processes; by default those of this run.
 
     Raises:
         UserError: There is no group, or too few for one batch where incomplete ones are dropped.
@@ -32,7 +40,7 @@ def plan_run(groups: Groups, args: GroupConfig, layout: Layout) -> Plan:
         plan = Plan(
             lengths=groups.lengths(layout),
             batch_size=args.planned_batch_size,
-            world_size=args.world_size,
+            world_size=world_size or args.world_size,
             accumulation=args.gradient_accumulation_steps,
             seed=args.seed if args.data_seed is None else args.data_seed,
             drop_last=args.dataloader_drop_last,

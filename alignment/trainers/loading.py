@@ -116,7 +116,7 @@ def load_tokenizer(model: str | PreTrainedModel, args: GroupConfig) -> PreTraine
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=args.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(_not_a_model(source, error)) from None
+        raise UserError(not_a_model(source, error)) from None
     if args.chat_template_path is not None:
         path = Path(args.chat_template_path)
         if not path.is_file():
@@ -143,7 +143,7 @@ def load_model(
         AutoConfig.from_pretrained(source, trust_remote_code=args.trust_remote_code)
         model = create_model_from_path(source, **kwargs)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(_not_a_model(source, error)) from None
+        raise UserError(not_a_model(source, error)) from None
     if model.get_output_embeddings() is None:
         raise UserError(f"`{source}` is a {type(model).__name__}, which has no language-model head")
     return model
@@ -310,7 +310,8 @@ def _zero_stage(args: GroupConfig) -> int:
     return 0 if plugin is None else int(plugin.zero_stage)
 
 
-def _not_a_model(source: str, error: Exception) -> str:
+def not_a_model(source: str, error: Exception) -> str:
+    """One line about a model that could not be read: what its name stands for, and the nearest."""
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         return f"`{source}` is not a model folder: it holds no config.json"
     if Path(source).exists():
