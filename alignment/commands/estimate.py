@@ -27,6 +27,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -116,6 +117,8 @@ class Rows:
 
 def main(argv: list[str]) -> None:
     """`alignment estimate`."""
+    # peft still asks for a property that transformers has renamed.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
     own, words = _split(argv)
     options = parse(Options, own, "alignment estimate", __doc__)
     figures = estimate(parse_recipe(words), options)
