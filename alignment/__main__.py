@@ -74,6 +74,8 @@ def dispatch(argv: list[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The entry point of the `alignment` command; ends the process."""
+    # Objectives and programs are named by dotted path; `python -m` finds those in this folder too.
+    sys.path.insert(0, "")
     run(dispatch, sys.argv[1:] if argv is None else argv)
 
 

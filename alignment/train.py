@@ -212,7 +212,7 @@ def main(argv: list[str] | None = None) -> None:
         disable_progress_bars()
     trainer = build_trainer(recipe)
     args = recipe.training
-    with _telling_when_full(Path(args.output_dir)):
+    with _telling_how_to_go_on(Path(args.output_dir)):
         trainer.train(resume_from_checkpoint=_checkpoint(args))
         metrics = _last_evaluation(trainer)
         trainer.save_model()
@@ -241,16 +241,29 @@ def _words(word: str) -> list[str]:
 def _checkpoint(args: GroupConfig) -> str | None:
     """The checkpoint to resume from; with `latest`, None where there is none yet."""
     wanted = str(args.resume_from_checkpoint or "")
+    last = cast("str | None", get_last_checkpoint(args.output_dir))
     if wanted.lower() in ("true", "auto", "latest"):
-        return cast("str | None", get_last_checkpoint(args.output_dir))
+        wanted = last or ""
+    if wanted:
+        logger.info("going on from %s", wanted)
+    elif last:
+        logger.warning(
+            "starting anew over %s; `--resume_from_checkpoint latest` would go on from it", last
+        )
     return wanted or None
 
 
 @contextmanager
-def _telling_when_full(folder: Path) -> Iterator[None]:
-    """Tells a full disk in one line; writers of weights name it each in their own way."""
+def _telling_how_to_go_on(folder: Path) -> Iterator[None]:
+    """Tells Ctrl-C and a full disk in one line; the latter has a name in each writer of weights."""
     try:
         yield
+    except KeyboardInterrupt:
+        last = get_last_checkpoint(folder)
+        remedy = f"`--resume_from_checkpoint latest` goes on from {last}"
+        error = UserError(f"interrupted; {remedy if last else 'there is no checkpoint yet'}")
+        error.status = 130
+        raise error from None
     except (SafetensorError, RuntimeError) as error:
         if shutil.disk_usage(folder).free > _LEAST_FREE:
             raise

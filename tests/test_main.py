@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,23 @@ def test_a_command_is_handed_the_rest_of_the_line(capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit, match="0"):
         dispatch(["eval", "winrate", "--help"])
     assert "usage: alignment eval winrate" in capsys.readouterr().out
+
+
+def test_modules_of_the_current_folder_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The installed command has its own folder in their place; here the folder of the tests."""
+    (tmp_path / "own_judge_of_this_test.py").write_text("def judge(request):\n    return 1 / 0\n")
+    (tmp_path / "p.jsonl").write_text('{"prompt": "p"}\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [part for part in sys.path if part])
+    words = ["--model", "program:own_judge_of_this_test.judge", "--prompts", "p.jsonl"]
+    with pytest.raises(SystemExit) as caught:
+        main(["generate", *words, "--output", "a.jsonl"])
+    assert caught.value.code == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "own_judge_of_this_test.judge` failed: ZeroDivisionError: division by zero" in told
+    assert told.endswith("own_judge_of_this_test.py:2)")
 
 
 def test_an_error_is_one_line_and_status_2():

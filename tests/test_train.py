@@ -340,6 +340,29 @@ def test_an_output_folder_below_a_file_is_refused(recipe: Recipe, tmp_path: Path
     assert "cannot write to output_dir" in message
 
 
+def test_an_interrupted_run_says_how_to_go_on_and_a_new_one_what_it_writes_over(
+    recipe: Recipe, out: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def interrupt(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    words = recipe(max_steps=2, save_strategy="steps", save_steps=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(GroupTrainer, "save_state", interrupt)
+        with pytest.raises(UserError) as caught:
+            main(words)
+    assert caught.value.status == 130
+    last = out / "checkpoint-2"
+    assert str(caught.value) == (
+        f"interrupted; `--resume_from_checkpoint latest` goes on from {last}"
+    )
+    with caplog.at_level("INFO"):
+        main([*words, "--resume_from_checkpoint", "latest"])
+        main(words)
+    assert f"going on from {last}" in caplog.text
+    assert f"starting anew over {last}; `--resume_from_checkpoint latest`" in caplog.text
+
+
 @pytest.mark.parametrize("error", [SafetensorError, RuntimeError])
 def test_a_disk_that_fills_up_during_the_run_is_told_in_one_line(
     error: type[Exception], recipe: Recipe, out: Path, monkeypatch: pytest.MonkeyPatch

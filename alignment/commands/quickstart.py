@@ -51,6 +51,7 @@ MODULES = {
 }
 JUDGE, REVISER = (f"program:{world.__name__}.{name}" for name in ("judge", "revise"))
 PAIR_NEEDS = frozenset({"reference", "role", "pairs"})
+GO_ON = "run the same command to go on"
 BETA = 0.5
 """In the world, for objectives that have one: at 0.1 the chosen side loses likelihood too."""
 
@@ -156,9 +157,12 @@ def quickstart(options: Options) -> dict[str, Any]:
     folder = RunFolder(options.output, plan, overwrite=options.overwrite)
     try:
         folder.run()
-    except Stopped as stop:  # a stage goes on by `--resume`, the whole by itself
-        remedy = "run the same command to go on"
-        raise Stopped(stop.why, remedy, status=stop.status) from None
+    except Stopped as stop:  # a stage goes on by an option of its own, the whole by itself
+        raise Stopped(stop.why, GO_ON, status=stop.status) from None
+    except (KeyboardInterrupt, UserError) as error:
+        if isinstance(error, UserError) and error.status != 130:
+            raise
+        raise Stopped("interrupted", GO_ON, status=130) from None
     facts = {"objective": options.objective, "objective_kwargs": kwargs, "seed": options.seed}
     is_world = options.model is None
     return report(options.output, folder.seconds, facts, release=__version__, is_world=is_world)

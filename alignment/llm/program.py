@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from alignment.cli import UserError
 from alignment.llm.engine import LLM
 from alignment.llm.ledger import Ledger
 from alignment.llm.pacing import Limits
-from alignment.llm.protocol import Reply, Request, Verb
+from alignment.llm.protocol import CallError, Reply, Request, Verb
 
 Program = Callable[[Request], "str | Reply"]
 
@@ -45,8 +47,21 @@ class ProgramBackend:
         self.verbs: frozenset[Verb] = frozenset(verbs)
 
     async def ask(self, request: Request) -> Reply:
-        """The program's answer."""
-        answer = self.program(request)
+        """The program's answer.
+
+        Raises:
+            UserError: The program failed in a way that no caller expects.
+        """
+        try:
+            answer = self.program(request)
+        except (CallError, UserError):
+            raise
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            raise UserError(
+                f"`{self.model}` failed: {type(error).__name__}: {error} "
+                f"({where.filename}:{where.lineno})"
+            ) from error
         return answer if isinstance(answer, Reply) else Reply(answer)
 
     async def close(self) -> None:
