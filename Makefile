@@ -74,7 +74,7 @@ test-unit: $(STAMP) ## Unit tests alone
 test-long: $(STAMP) ## Tests of many minutes; their output is kept in docs/
 	@mkdir -p docs
 	@{ echo "Commit $$(git describe --always --dirty)"; \
-		$(PYTEST) -m long --no-header --durations=0 -rA $(ARGS); } | tee docs/test_long.txt
+		$(PYTEST) -m long --no-header --disable-warnings --durations=0 -rA $(ARGS); } | tee docs/test_long.txt
 
 .PHONY: test-gpu
 test-gpu: $(STAMP) ## Tests that need a CUDA device
