@@ -75,6 +75,7 @@ def attention_mask(batch: PackedBatch, config: Any, dtype: torch.dtype) -> Mask:
     backend = config._attn_implementation
     if batch.layout == "ragged" and backend not in (RAGGED, FLEX):
         raise ValueError(f"`{backend}` attention cannot compute ragged batches")
+    seen = None
     masks: dict[str, Tensor | BlockMask] = {}
     for kind in kinds:
         limit = None if kind == _FULL else window
@@ -83,56 +84,62 @@ def attention_mask(batch: PackedBatch, config: Any, dtype: torch.dtype) -> Mask:
         elif batch.layout == "ragged":
             masks[kind] = SpanMask.of(batch, limit)
         else:
-            seen = visible(batch) if limit is None else visible(batch) & within(batch, limit)
-            masks[kind] = _for_backend(seen[:, None], backend, dtype)
+            seen = visible(batch) if seen is None else seen
+            mask = seen if limit is None else seen & within(batch, limit)
+            masks[kind] = _for_backend(mask[:, None], backend, dtype)
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
 def visible(batch: PackedBatch) -> Tensor:
     """(B, T, T) bool, whether query t may see key s; padding sees earlier padding."""
-    sequence, branch = batch.sequence, batch.branch
-    length = sequence.shape[1]
-    seen = torch.ones(length, length, dtype=torch.bool, device=sequence.device).tril()
-    own_branch = branch[:, :, None] == branch[:, None, :]
-    return (
-        seen
-        & (sequence[:, :, None] == sequence[:, None, :])
-        & (own_branch | (branch == 0)[:, None, :])
-    )
+    return _sees(batch, *_everywhere(batch))
 
 
 def within(batch: PackedBatch, window: int) -> Tensor:
     """(B, T, T) bool, whether two positions are less than `window` tokens apart."""
+    return _near(batch, window, *_everywhere(batch))
+
+
+def _sees(batch: PackedBatch, row: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """The rule, without a window, for indices that broadcast."""
+    sequence, branch = batch.sequence, batch.branch
+    own_branch = branch[row, query] == branch[row, key]
+    return (
+        (key <= query)
+        & (sequence[row, query] == sequence[row, key])
+        & (own_branch | (branch[row, key] == 0))
+    )
+
+
+def _near(batch: PackedBatch, window: int, row: Tensor, query: Tensor, key: Tensor) -> Tensor:
     positions = batch.position_ids
-    return positions[:, :, None] - positions[:, None, :] < window
+    return positions[row, query] - positions[row, key] < window
+
+
+def _everywhere(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, query and key of a dense mask: (B, 1, 1), (1, T, 1), (1, 1, T)."""
+    rows, length = (torch.arange(n, device=batch.sequence.device) for n in batch.sequence.shape)
+    return rows[:, None, None], length[None, :, None], length[None, None, :]
 
 
 def _block_mask(batch: PackedBatch, window: int | None) -> BlockMask:
-    """The same rule for FlexAttention, which looks at blocks of 128 positions and skips empty ones.
+    """For FlexAttention, which looks at blocks of 128 positions and skips empty ones.
 
     It is built block by block on CUDA, where it is compiled.
     """
-    sequence, branch, positions = batch.sequence, batch.branch, batch.position_ids
 
     def sees(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        own = branch[row, query] == branch[row, key]
-        seen = (
-            (key <= query)
-            & (sequence[row, query] == sequence[row, key])
-            & (own | (branch[row, key] == 0))
-        )
-        if window is None:
-            return seen
-        return seen & (positions[row, query] - positions[row, key] < window)
+        seen = _sees(batch, row, query, key)
+        return seen if window is None else seen & _near(batch, window, row, query, key)
 
-    rows, length = sequence.shape
-    device = sequence.device
+    rows, length = batch.sequence.shape
+    device = batch.sequence.device
     on_cuda = device.type == "cuda"
     return create_block_mask(sees, rows, None, length, length, device=str(device), _compile=on_cuda)
 
 
 def _for_backend(mask: Tensor, backend: str, dtype: torch.dtype) -> Tensor:
-    if backend == "sdpa":
+    if backend != "eager":
         return mask
     additive = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
     return additive.masked_fill_(~mask, torch.finfo(dtype).min)
