@@ -8,7 +8,7 @@ Nothing of size (tokens, vocabulary) is alive, forward or backward.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -139,7 +139,7 @@ class _TokenLogps(torch.autograd.Function):
         logps = hidden.new_empty(hidden.shape[0], dtype=dtype)
         normaliser = torch.empty_like(logps)
         direction = torch.empty_like(hidden) if want_hidden and not head_trains else None
-        for part in _token_chunks(hidden):
+        for part in _chunks(hidden, "tokens"):
             chunk_logps, chunk_normaliser, chunk_direction = _walk(
                 hidden[part], weight, bias, targets[part], transform, direction is not None
             )
@@ -166,9 +166,9 @@ class _TokenLogps(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden, dtype=dtype) if want_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=dtype) if want_weight else None
         grad_bias = torch.zeros_like(bias, dtype=dtype) if want_bias else None
-        for part in _token_chunks(hidden):
+        for part in _chunks(hidden, "tokens"):
             rows, upstream = hidden[part], grad[part]
-            for columns in _vocabulary_chunks(weight):
+            for columns in _chunks(weight, "vocabulary"):
                 head = weight[columns]
                 logits = ctx.transform(
                     project(rows, head, None if bias is None else bias[columns], dtype)
@@ -216,7 +216,7 @@ def _walk(  # noqa: PLR0913 - the arguments of `token_logps` and one more
     target_logit = torch.empty_like(top)
     target_slope = torch.full_like(top, transform.scale)
     expected = hidden.new_zeros(hidden.shape, dtype=dtype) if want_direction else None
-    for columns in _vocabulary_chunks(weight):
+    for columns in _chunks(weight, "vocabulary"):
         head = weight[columns]
         logits = transform(project(hidden, head, None if bias is None else bias[columns], dtype))
         slope = transform.slope(logits) if want_direction else None
@@ -242,13 +242,9 @@ def _walk(  # noqa: PLR0913 - the arguments of `token_logps` and one more
     return logps.squeeze(1), normaliser.squeeze(1), direction
 
 
-def _token_chunks(hidden: Tensor) -> list[slice]:
-    return _chunks(hidden.shape[0], CHUNKS["cpu" if hidden.device.type == "cpu" else "cuda"][0])
-
-
-def _vocabulary_chunks(weight: Tensor) -> list[slice]:
-    return _chunks(weight.shape[0], CHUNKS["cpu" if weight.device.type == "cpu" else "cuda"][1])
-
-
-def _chunks(length: int, size: int) -> list[slice]:
+def _chunks(rows: Tensor, kind: Literal["tokens", "vocabulary"]) -> list[slice]:
+    """The rows of hidden states or of a head, in the parts that suit their device."""
+    tokens, vocabulary = CHUNKS["cpu" if rows.device.type == "cpu" else "cuda"]
+    size = tokens if kind == "tokens" else vocabulary
+    length = rows.shape[0]
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
