@@ -40,7 +40,7 @@ import torch
 from alignment.cli import parse
 from alignment.core.packing import Layout, best_row_length, fill_rows, pack
 from alignment.core.planning import Plan
-from alignment.core.ragged import takes_ragged
+from alignment.core.ragged import without_padding
 from alignment.data import GroupDataset
 from alignment.train import Recipe, model_init_kwargs, objective_of, parse_recipe, prepare_data
 from alignment.trainers.base import choose_layout
@@ -143,8 +143,7 @@ def estimate(recipe: Recipe, options: Options) -> dict[str, Any]:
     models = _models(recipe)
     named = [model for model in (models.base, models.teacher) if model is not None]
     layout, reason = choose_layout(args.layout, [model.config for model in named])
-    if layout == "shared" and all(map(takes_ragged, named)):
-        layout = "ragged"
+    layout = without_padding(layout, named)
     plan = plan_run(train, args, layout, processes)
     rows = Rows(train)
     tokens = count_tokens(rows, train, args, layout, processes)

@@ -9,6 +9,7 @@ takes the same rows with a block-sparse mask.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from alignment.core.packing import PackedBatch, Span
+from alignment.core.packing import Layout, PackedBatch, Span
 
 RAGGED, FLEX = "ragged_sdpa", "flex_attention"
 
@@ -26,6 +27,11 @@ def takes_ragged(model: PreTrainedModel) -> bool:
     """Whether a model that can share a prefix can do so in one row without padding."""
     backend = model.config.get_text_config()._attn_implementation
     return backend in (RAGGED, FLEX) or (backend == "sdpa" and model._can_set_attn_implementation())
+
+
+def without_padding(layout: Layout, models: Iterable[PreTrainedModel]) -> Layout:
+    """The ragged layout in place of the shared one, where every model takes it."""
+    return "ragged" if layout == "shared" and all(map(takes_ragged, models)) else layout
 
 
 def allow_ragged(model: PreTrainedModel) -> None:

@@ -27,7 +27,7 @@ from trl.trainer.base_trainer import _BaseTrainer
 from alignment.cli import UserError
 from alignment.core.attention import why_not_shared
 from alignment.core.packing import Layout, PackedBatch, TokenGroup, pack
-from alignment.core.ragged import takes_ragged
+from alignment.core.ragged import without_padding
 from alignment.core.rendering import Renderer, TruncationMode
 from alignment.core.scoring import REFERENCE_ADAPTER, Scorer, add_scored_forward
 from alignment.data import GroupDataset, PairRule, Preparation
@@ -149,8 +149,8 @@ class GroupTrainer(_BaseTrainer):
         if needs_reference:
             frozen = policy.frozen_reference(ref_model, args, quantization_config)
         models = [model for model in (policy.base, frozen, teacher) if model is not None]
-        if self.layout == "shared" and all(map(takes_ragged, models)):
-            self.layout = "ragged"
+        self.layout = without_padding(self.layout, models)
+        if self.layout == "ragged":
             self.layout_reason += ", and none is padded"
         add_scored_forward(policy.base)
         self.scorer = Scorer(
