@@ -159,21 +159,30 @@ def serve(
     class Handler(_Handler):
         scripted = server
 
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        request_queue_size = 512
+    with listening(Handler, port) as server.url:
+        try:
+            yield server
+        finally:
+            server.open.set()
 
-        def handle_error(self, *_: object) -> None:
-            """Stays silent: clients that are killed leave broken pipes."""
 
-    http = Server(("127.0.0.1", port), Handler)
-    server.url = f"http://127.0.0.1:{http.server_address[1]}/v1"
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 512
+
+    def handle_error(self, *_: object) -> None:
+        """Stays silent: clients that are killed leave broken pipes."""
+
+
+@contextmanager
+def listening(handler: type[BaseHTTPRequestHandler], port: int = 0) -> Iterator[str]:
+    """Answers requests in a thread until the block ends; gives the address of the API."""
+    http = _Server(("127.0.0.1", port), handler)
     thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
-        yield server
+        yield f"http://127.0.0.1:{http.server_address[1]}/v1"
     finally:
-        server.open.set()
         http.shutdown()
         http.server_close()
         thread.join()
