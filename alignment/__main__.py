@@ -14,6 +14,7 @@ from alignment.cli import run, unknown
 
 FAMILIES = {
     "build": ("data_builders", "Build preference data, as one of the builders does it."),
+    "data": ("alignment.data_tools", "Work on data sets, as one of the tools does it."),
     "eval": ("eval", "Evaluate answers, as one of the evaluators does it."),
 }
 """Verbs that take a name: the package whose modules those names are."""
@@ -48,7 +49,7 @@ def dispatch(argv: list[str]) -> None:
     """Calls the module that a command line names.
 
     Raises:
-        UserError: There is no such verb, builder or evaluator, or the command's own.
+        UserError: There is no such verb, builder, tool or evaluator, or the command's own.
     """
     verb, *rest = argv or ["--help"]
     if verb == "--version":

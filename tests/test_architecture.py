@@ -65,6 +65,13 @@ ROOMS = (
             *("alignment.llm.*", "data_builders.*", "eval.*"),
         ),
     ),
+    Room(
+        ("alignment.data_tools", "alignment.data_tools.*"),
+        (
+            *("alignment.data_tools.*", "data_builders.*", "eval.*"),
+            *("alignment.core.groups", "alignment.core.rows", *CONNECT, *ENGINE, *FLOOR),
+        ),
+    ),
     Room(("alignment.train",), ("alignment.trainers.*", *TRAINING)),
     Room(("alignment.trainers.*",), ("alignment.trainers.*", *TRAINING)),
     Room(("alignment.data",), ("alignment.core.*", *CONTRACT, *FLOOR)),
@@ -119,10 +126,10 @@ KNOWN_BY = {
     ),
 }
 
-# Loading the engine, a builder or an evaluator costs nothing that a model would need.
+# Loading the engine, a builder, a tool or an evaluator costs nothing that a model would need.
 LIGHT = (
     *("alignment", "alignment.__main__", "alignment.core.groups", "alignment.core.rows", *FLOOR),
-    *(*CONNECT, *ENGINE, "data_builders*", "eval*"),
+    *(*CONNECT, *ENGINE, "data_builders*", "eval*", "alignment.data_tools*"),
 )
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "openai")
 

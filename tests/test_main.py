@@ -12,7 +12,7 @@ from alignment.cli import UserError
 
 def test_verbs_are_the_files_that_define_main():
     found = verbs()
-    assert {"build", "eval", "generate"} <= set(found)
+    assert {"build", "data", "eval", "generate"} <= set(found)
     assert "clair" in commands("data_builders")
     assert "winrate" in commands("eval")
     assert "judge" not in commands("eval")

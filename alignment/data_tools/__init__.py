@@ -1,0 +1,1 @@
+"""Tools for data sets of prompts and responses: one tool, one file."""
