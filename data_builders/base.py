@@ -3,28 +3,72 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import asdict, dataclass, field
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 from alignment.cli import say
 from alignment.core.groups import CHOSEN, Group, RowError, group_from_row, row_from_group, text_of
-from alignment.core.rows import read_rows
+from alignment.core.rows import read_rows, require_columns
 from alignment.llm.connect import CallOptions, connect, open_ledger, run_rows
 from alignment.llm.engine import LLM
-from alignment.llm.rows import MapReport, Reject, Row
+from alignment.llm.ledger import Ledger
+from alignment.llm.prompts import as_messages
+from alignment.llm.protocol import Prompt
+from alignment.llm.rows import MapReport, Named, Reject, Row, prompt_of
 from data_builders.statistics import PairStatistics, pair_statistics
+
+logger = logging.getLogger(__name__)
 
 PROMPTS = Path(__file__).parent / "prompts"
 
+Made: TypeAlias = "Group | Row | Reject"
+"""One output of a builder: a group, a row that is no group, or why there is none."""
+Build: TypeAlias = Callable[..., Awaitable["Made | Sequence[Made]"]]
+"""What a builder is: `build(row, *models)` makes the output of one input row."""
+
+
+class ModelAt(NamedTuple):
+    """A model to ask, and where.
+
+    Attributes:
+        name: A name on the server, a folder, a hub id, or a program.
+        base_url: Address of its server; None for one in this process.
+        price: Dollars for a million prompt and completion tokens; those of the options if None.
+        api_key_env: Variable with its API key; that of the options if None.
+    """
+
+    name: str
+    base_url: str | None = None
+    price: tuple[float, ...] | None = None
+    api_key_env: str | None = None
+
+    def connect(self, ledger: Ledger, options: CallOptions) -> LLM:
+        """The model, ready to be asked.
+
+        Raises:
+            UserError: There is no such model, program or key.
+        """
+        price = self.price or options.price
+        key = self.api_key_env or options.api_key_env
+        own = replace(options, price=price, api_key_env=key)
+        return connect(self.name, self.base_url, ledger, own)
+
 
 @dataclass(kw_only=True)
-class BuildOptions(CallOptions):
-    """Options of every builder."""
+class DataOptions(CallOptions):
+    """Options of every builder, also of one that asks no model."""
 
     input: Path = field(metadata={"help": "file of rows to build from"})
-    output: Path = field(metadata={"help": "file of pairs to write, JSON Lines"})
+    output: Path = field(metadata={"help": "file of rows to write, JSON Lines"})
+
+
+@dataclass(kw_only=True)
+class BuildOptions(DataOptions):
+    """Options of a builder that asks a model."""
+
     model: str = field(
         metadata={"help": "model to ask: a name on the server, a folder or a hub id"}
     )
@@ -32,60 +76,182 @@ class BuildOptions(CallOptions):
         default=None, metadata={"help": "address of the server; unset, the model runs here"}
     )
 
+    @property
+    def generator(self) -> ModelAt:
+        """The model that writes."""
+        return ModelAt(self.model, self.base_url)
 
-def build_dataset(
-    options: BuildOptions, build: Callable[[Row, LLM], Awaitable[Group]]
-) -> tuple[MapReport, PairStatistics]:
-    """Runs a builder over its input and writes pairs, rejects and a report.
+
+@dataclass(kw_only=True)
+class JudgeOptions:
+    """Options of a builder that asks a judge as well; it inherits from these too."""
+
+    judge_model: str | None = field(
+        default=None, metadata={"help": "the judge: a name on its server, a folder or a hub id"}
+    )
+    judge_url: str | None = field(
+        default=None, metadata={"help": "address of the judge's server; unset, it runs here"}
+    )
+    judge_price: tuple[float, ...] | None = field(
+        default=None, metadata={"help": "as `--price`, for the judge's tokens"}
+    )
+    judge_api_key_env: str | None = field(
+        default=None, metadata={"help": "as `--api-key-env`, for the judge's server"}
+    )
+
+    @property
+    def judge(self) -> ModelAt | None:
+        """The model that judges, None where none is named."""
+        if self.judge_model is None:
+            return None
+        return ModelAt(self.judge_model, self.judge_url, self.judge_price, self.judge_api_key_env)
+
+
+class Built(NamedTuple):
+    """What a builder has made.
+
+    Attributes:
+        report: What became of the input rows.
+        statistics: Of the pairs written; None where there is none.
+    """
+
+    report: MapReport
+    statistics: PairStatistics | None
+
+
+def build_dataset(  # noqa: PLR0913 - all named
+    options: DataOptions,
+    build: Build,
+    *,
+    models: Mapping[str, ModelAt] | None = None,
+    rows: Iterable[Named] | None = None,
+    needs: Sequence[Sequence[str]] = (),
+    later: str | None = None,
+) -> Built:
+    """Runs a builder over its input and writes rows, rejects and a report.
 
     Beside `<output>` stand `<output>.rejects.jsonl`, `<output>.report.json` and the ledger.
 
     Args:
         options: Where to read, write and ask.
-        build: Makes the group of one row, or raises `Reject` or `CallError`.
+        build: Makes one output or several of one input row, or raises `Reject` or `CallError`; a
+            `Reject` among several outputs tells of one that could not be made.
+        models: Role -> model, in the order in which `build` takes them after the row; the options'
+            own model as `generator` by default.
+        rows: The input; the rows of `options.input` by default. A `Bundle` stands for several.
+        needs: Columns that the input must have, as for `require_columns`.
+        later: As for `run_rows`.
 
     Raises:
-        UserError: The input cannot be read, the output exists, or nothing came out.
+        UserError: The input cannot be read or lacks a column, the output exists, or nothing came
+            out.
     """
+    if models is None:
+        models = {"generator": options.generator} if isinstance(options, BuildOptions) else {}
     report_file = Path(f"{options.output}.report.json")
+    rows = require_columns(read_rows(options.input) if rows is None else rows, *needs)
     with open_ledger(options.output, options) as ledger:
-        llm = connect(options.model, options.base_url, ledger, options)
+        llms = {role: model.connect(ledger, options) for role, model in models.items()}
+        _warn_of_self_preference(llms)
 
-        async def rows_of(row: Row) -> list[Row]:
-            try:
-                made = row_from_group(await build(row, llm))
-                group_from_row(made)  # what training would refuse is no data
-            except RowError as error:
-                raise Reject(error.reason, str(error)) from None
-            return [made]
+        async def rows_of(row: Row) -> list[Row | Reject]:
+            plain = _plain_prompt(row)
+            made = await build(row, *llms.values())
+            outputs = [made] if isinstance(made, Group | Mapping | Reject) else list(made)
+            if not outputs:
+                raise Reject("empty", "the builder made nothing of the row")
+            return [_checked(output, plain) for output in outputs]
 
         if not options.dry_run:
             report_file.unlink(missing_ok=True)
-        report = run_rows(options, [llm], read_rows(options.input), rows_of, options.output)
+        asked = [*llms.values()]
+        report = run_rows(options, asked, rows, rows_of, options.output, later=later)
     report.refuse_empty(options.input)
-    statistics = pair_statistics(_sides(options.output))
+    pairs = list(_sides(options.output))
+    statistics = pair_statistics(pairs) if pairs else None
     summary: dict[str, Any] = {
         "kept": report.kept,
+        "written": report.written,
         "dropped": dict(report.dropped),
-        "statistics": statistics._asdict(),
-        "usage": asdict(llm.usage),
+        "partial": dict(report.partial),
+        "statistics": statistics and statistics._asdict(),
+        "usage": {role: asdict(llm.usage) for role, llm in llms.items()},
         "options": {name: value for name, value in vars(options).items() if value is not None},
     }
     report_file.write_text(json.dumps(summary, indent=2, default=str) + "\n", encoding="utf-8")
     say(f"{options.output}: {report}")
-    say(
-        f"chosen {statistics.chosen_length:.0f} characters, rejected "
-        f"{statistics.rejected_length:.0f}; chosen is longer in {statistics.length_win_rate:.0%}; "
-        f"Jaccard {statistics.jaccard:.3f}, edit distance {statistics.edit_distance:.0f} "
-        f"({statistics.normalised_edit_distance:.3f} of the longer side)"
-    )
-    say(str(llm.usage))
-    return report, statistics
+    if statistics is not None:
+        say(
+            f"chosen {statistics.chosen_length:.0f} characters, rejected "
+            f"{statistics.rejected_length:.0f}; chosen is longer in "
+            f"{statistics.length_win_rate:.0%}; Jaccard {statistics.jaccard:.3f}, edit distance "
+            f"{statistics.edit_distance:.0f} "
+            f"({statistics.normalised_edit_distance:.3f} of the longer side)"
+        )
+    for role, llm in llms.items():
+        say(f"{role} {llm.model}: {llm.usage}")
+    return Built(report, statistics)
+
+
+def _plain_prompt(row: Row) -> Prompt | None:
+    """The prompt of an input row, None where it has none that is known.
+
+    Raises:
+        Reject: `prompt_ends_with_assistant`.
+    """
+    try:
+        prompt = prompt_of(row)
+    except Reject:
+        return None
+    if isinstance(prompt, list) and prompt[-1].get("role") == "assistant":
+        raise Reject(
+            "prompt_ends_with_assistant",
+            "the conversation ends with the assistant's turn; end it with the user's",
+        )
+    return prompt
+
+
+def _checked(made: Made, plain: Prompt | None) -> Row | Reject:
+    """An output as a row that training reads, or why it is none."""
+    if isinstance(made, Reject):
+        return made.with_traceback(None)
+    try:
+        row = row_from_group(made) if isinstance(made, Group) else made
+        group = group_from_row(row)  # what training would refuse is no data
+    except RowError as error:
+        return Reject(error.reason, str(error))
+    if plain is not None and _turns(group.prompt) != _turns(plain):
+        return Reject(
+            "prompt_changed",
+            "the prompt is not the input's; what is added to generate belongs to "
+            "`meta.generation_prompt`",
+        )
+    return row
+
+
+def _turns(prompt: Prompt) -> list[tuple[str, str]]:
+    """A prompt for comparisons: text or the one message that holds it, ends without white space."""
+    turns = as_messages(prompt)
+    return [(str(turn["role"]), str(turn.get("content") or "").strip()) for turn in turns]
+
+
+def _warn_of_self_preference(llms: Mapping[str, LLM]) -> None:
+    judge = llms.get("judge")
+    for role, llm in llms.items():
+        if judge is not None and llm is not judge and llm.model == judge.model:
+            logger.warning(
+                "%s and judge are both %s: models prefer what they wrote themselves, so its "
+                "verdicts flatter it; name another judge",
+                role,
+                llm.model,
+            )
 
 
 def _sides(path: Path) -> Iterator[tuple[str, str]]:
     """The chosen and the rejected text of each pair in a file."""
     for _, row in read_rows(path):
-        first, second = group_from_row(row).responses
-        chosen, rejected = (first, second) if first.role == CHOSEN else (second, first)
-        yield text_of(chosen.content), text_of(rejected.content)
+        responses = group_from_row(row).responses
+        if "chosen" in row and "rejected" in row:
+            first, second = responses
+            chosen, rejected = (first, second) if first.role == CHOSEN else (second, first)
+            yield text_of(chosen.content), text_of(rejected.content)

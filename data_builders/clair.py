@@ -18,7 +18,14 @@ from alignment.core.groups import CHOSEN, REJECTED, Content, Group, Response
 from alignment.llm.engine import LLM
 from alignment.llm.prompts import Template, as_text
 from alignment.llm.protocol import Sampling
-from alignment.llm.rows import Reject, Row, prompt_of, response_of
+from alignment.llm.rows import (
+    PROMPT_COLUMNS,
+    RESPONSE_COLUMNS,
+    Reject,
+    Row,
+    prompt_of,
+    response_of,
+)
 from data_builders.base import PROMPTS, BuildOptions, build_dataset
 
 Direction = Literal["improve", "worsen"]
@@ -132,7 +139,7 @@ def builder(options: Options) -> Callable[[Row, LLM], Awaitable[Group]]:
 def main(argv: list[str]) -> None:
     """`alignment build clair`."""
     options = parse(Options, argv, "alignment build clair", __doc__)
-    build_dataset(options, builder(options))
+    build_dataset(options, builder(options), needs=(PROMPT_COLUMNS, RESPONSE_COLUMNS))
 
 
 def _marker(names: str) -> re.Pattern[str]:

@@ -6,13 +6,15 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 from alignment.cli import UserError, nearest
 
 Row = dict[str, Any]
+R = TypeVar("R", bound=Mapping[str, Any])
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".parquet")
 
@@ -47,6 +49,33 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, Row]]:
         raise UserError(
             f"{path}: damaged after row {count} ({error}); mend it or fetch it again"
         ) from None
+
+
+def require_columns(
+    rows: Iterable[tuple[str, R]], *needed: Sequence[str], look_at: int = 100
+) -> Iterator[tuple[str, R]]:
+    """The same rows, after a look at the first of them: a wrong file is told before any work.
+
+    Args:
+        rows: As `read_rows` gives them.
+        *needed: Columns that rows must have; of several names in one entry, any will do.
+        look_at: How many rows are looked at.
+
+    Raises:
+        UserError: None of them has a column that is needed; the nearest one there is named.
+    """
+    rows = iter(rows)
+    first = list(islice(rows, look_at))
+    for names in needed:
+        if first and not any(name in row for _, row in first for name in names):
+            there = list(dict.fromkeys(column for _, row in first for column in row))
+            near = next((near for name in names if (near := nearest(name, there))), None)
+            hint = (
+                f"did you mean `{near}`?" if near else f"there is {', '.join(there) or 'nothing'}"
+            )
+            wanted = " or ".join(f"`{name}`" for name in names)
+            raise UserError(f"{first[0][0]}: no column {wanted}; {hint}")
+    return chain(first, rows)
 
 
 def is_local(path: str) -> bool:

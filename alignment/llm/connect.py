@@ -17,7 +17,7 @@ from alignment.llm.ledger import Ledger
 from alignment.llm.lock import locked
 from alignment.llm.pacing import Limits
 from alignment.llm.protocol import Backend
-from alignment.llm.rows import MapReport, Row, map_rows, refuse_existing
+from alignment.llm.rows import MapReport, Named, Reject, Row, map_rows, refuse_existing
 
 if TYPE_CHECKING:
     from alignment.llm.openai import OpenAIBackend
@@ -134,8 +134,8 @@ def connect(model: str, base_url: str | None, ledger: Ledger, options: CallOptio
 def run_rows(  # noqa: PLR0913 - all named
     options: CallOptions,
     models: Sequence[LLM],
-    rows: Iterable[tuple[str, Row]],
-    build: Callable[[Row], Awaitable[Iterable[Row]]],
+    rows: Iterable[Named],
+    build: Callable[[Row], Awaitable[Iterable[Row | Reject]]],
     output: str | Path,
     *,
     total: int | None = None,

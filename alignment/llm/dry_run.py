@@ -11,7 +11,7 @@ from alignment.llm.engine import LLM
 from alignment.llm.ledger import Ledger
 from alignment.llm.pacing import BYTES_PER_TOKEN, UNBOUNDED_ANSWER, Limits, estimate
 from alignment.llm.protocol import Backend, CallError, Reply, Request, Verb
-from alignment.llm.rows import Reject, Row
+from alignment.llm.rows import Named, Reject, Row, members_of
 
 
 class Unasked:
@@ -104,7 +104,7 @@ class DryRun(LLM):
 
 def report(
     models: Iterable[LLM],
-    rows: Iterable[tuple[str, Row]],
+    rows: Iterable[Named],
     build: Callable[[Row], Awaitable[object]],
     later: str | None,
 ) -> None:
@@ -120,12 +120,13 @@ def report(
 
     async def walk() -> int:
         count = 0
-        for _, row in rows:
-            count += 1
+        for name, row in rows:
+            members = len(members_of(name, row))
+            count += members
             try:
                 await build(row)
             except Reject as error:
-                rejected[error.reason] += 1
+                rejected[error.reason] += members
             except CallError:
                 continue
         return count

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -18,7 +18,13 @@ from alignment.cli import UserError, nearest
 from alignment.llm.protocol import CallError, Message, Stopped
 
 Row: TypeAlias = Mapping[str, Any]
-Made: TypeAlias = "list[Row] | Reject | CallError | Stopped"
+Named: TypeAlias = tuple[str, Row]
+"""A row with its name for messages."""
+Made: TypeAlias = "list[Row | Reject] | Reject | CallError | Stopped"
+
+PROMPT_COLUMNS = ("prompt", "instruction")
+RESPONSE_COLUMNS = ("response", "output", "completion")
+"""Where `prompt_of` and `response_of` look."""
 
 
 class Reject(Exception):
@@ -35,20 +41,42 @@ class Reject(Exception):
         self.details = details
 
 
+class Bundle(dict[str, Any]):
+    """Several input rows that are worked on as one, but counted and rejected one by one.
+
+    Args:
+        members: The rows, each with its name.
+        **columns: What the job sees as the row.
+    """
+
+    def __init__(self, members: Sequence[Named], **columns: Any) -> None:
+        super().__init__(columns)
+        self.members = members
+
+
+def members_of(name: str, row: Row) -> Sequence[Named]:
+    """The input rows that a row of a job stands for: itself, or those of a bundle."""
+    return row.members if isinstance(row, Bundle) else ((name, row),)
+
+
 @dataclass
 class MapReport:
     """What became of the rows of a job: `kept`, `dropped` and `missing` add up to the rows read.
 
     Attributes:
         kept: Rows that gave output.
+        written: Rows of output.
         dropped: Reason -> rows that gave none.
+        partial: Reason -> how often a row gave less output than it might have.
         missing: Rows that were not finished when the job was stopped.
         examples: Reason -> what was said about the first of them.
     """
 
     kept: int = 0
+    written: int = 0
     missing: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    partial: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
     def drop(self, rejected: Row) -> None:
@@ -70,10 +98,14 @@ class MapReport:
 
     def __str__(self) -> str:
         """`kept 95 of 100 rows; dropped 5 (parse_failed 3, identical 2)`."""
-        lost = sum(self.dropped.values())
-        reasons = ", ".join(f"{reason} {count}" for reason, count in self.dropped.most_common())
+        lost = self.dropped.total()
         told = f"kept {self.kept} of {self.kept + lost} rows; dropped {lost}"
-        return f"{told} ({reasons})" if lost else told
+        told += f" ({_by_count(self.dropped)})" if lost else ""
+        if self.written not in (0, self.kept):
+            told += f"; {self.written} rows written"
+        if self.partial:
+            told += f"; {self.partial.total()} more could not be made ({_by_count(self.partial)})"
+        return told
 
 
 def reject_row(name: str, row: Row, error: Reject | CallError) -> Row:
@@ -102,8 +134,8 @@ def response_of(row: Row) -> str:
     Raises:
         Reject: `no_response` where there is none.
     """
-    name = next((name for name in ("output", "completion") if name in row), "response")
-    value = _column(row, "response" if "response" in row else name)
+    name = next((name for name in RESPONSE_COLUMNS if name in row), "response")
+    value = _column(row, name)
     if not isinstance(value, str):
         raise Reject("bad_type", f"`{name}` must be text, got {type(value).__name__}")
     return value
@@ -193,8 +225,8 @@ def refuse_existing(path: str | Path, *, allowed: bool) -> None:
 
 
 async def map_rows(
-    rows: Iterable[tuple[str, Row]],
-    build: Callable[[Row], Awaitable[Iterable[Row]]],
+    rows: Iterable[Named],
+    build: Callable[[Row], Awaitable[Iterable[Row | Reject]]],
     output: str | Path,
     *,
     window: int = 1024,
@@ -207,8 +239,10 @@ async def map_rows(
     written anew from the ledger by each run, so that a run to the end leaves no trace of the stop.
 
     Args:
-        rows: The input, read as it is needed: a name for messages, and the row.
-        build: Makes the output rows of one input row, or raises `Reject` or `CallError`.
+        rows: The input, read as it is needed: a name for messages, and the row or a `Bundle`.
+        build: Makes the output rows of one input row, or raises `Reject` or `CallError`. A `Reject`
+            among the rows it returns tells of one that could not be made; the row itself is
+            dropped only if there is no other.
         output: The file to write, JSON Lines.
         window: Rows in work at the same time, which bounds memory.
         total: Number of rows, for the progress bar.
@@ -257,16 +291,39 @@ async def map_rows(
 
 
 def _record(name: str, row: Row, made: Made, file: Output, report: MapReport) -> None:
+    members = members_of(name, row)
+    if isinstance(made, Stopped):
+        report.missing += len(members)
+        return
+    also: Row = {}
     if isinstance(made, list):
-        report.kept += 1
-        for new in made:
-            file.write(new)
-    elif isinstance(made, Stopped):
-        report.missing += 1
-    else:
-        rejected = reject_row(name, row, made)
+        failed = [new for new in made if isinstance(new, Reject)]
+        if len(failed) < len(made) or not made:
+            report.kept += len(members)
+            for new in made:
+                _record_part(name, row, new, file, report)
+            return
+        made = failed[0]
+        if len(failed) > 1:
+            also = {"also": [f"{error.reason}: {error}" for error in failed[1:]]}
+    for member, its_row in members:
+        rejected = {**reject_row(member, its_row, made), **also}
         report.drop(rejected)
         file.reject(rejected)
+
+
+def _record_part(name: str, row: Row, made: Row | Reject, file: Output, report: MapReport) -> None:
+    """What became of one of the outputs of a row that has several, and is kept."""
+    if isinstance(made, Reject):
+        report.partial[made.reason] += 1
+        file.reject({**reject_row(name, row, made), "partial": True})
+    else:
+        report.written += 1
+        file.write(made)
+
+
+def _by_count(reasons: Counter[str]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
 
 
 @contextlib.contextmanager

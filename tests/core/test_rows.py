@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from alignment.cli import UserError
-from alignment.core.rows import is_local, read_rows
+from alignment.core.rows import is_local, read_rows, require_columns
 
 ROWS: list[dict[str, Any]] = [{"prompt": "é?", "n": 1}, {"prompt": "b\nc", "n": 2}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
@@ -155,3 +155,25 @@ def test_a_name_is_local_when_it_looks_like_a_file_or_is_there(tmp_path: Path):
     assert is_local("pairs.jsonl")
     assert is_local(str(tmp_path))
     assert not is_local("trl-lib/ultrafeedback_binarized")
+
+
+def test_a_column_that_the_first_rows_lack_is_told_with_the_nearest_there_is():
+    rows: list[tuple[str, dict[str, Any]]] = [
+        ("in.jsonl:1", {"promt": "p"}),
+        ("in.jsonl:2", {"promt": "q", "note": 1}),
+    ]
+    with pytest.raises(UserError) as caught:
+        require_columns(rows, ["prompt", "instruction"])
+    assert str(caught.value) == (
+        "in.jsonl:1: no column `prompt` or `instruction`; did you mean `promt`?"
+    )
+    with pytest.raises(UserError, match="no column `zebra`; there is promt, note"):
+        require_columns(rows, ["zebra"])
+
+
+def test_one_of_several_names_in_one_of_the_first_rows_will_do_and_no_row_is_lost():
+    rows: list[tuple[str, dict[str, Any]]] = [
+        (str(n), {"output": "x"} if n == 2 else {}) for n in range(5)
+    ]
+    assert list(require_columns(iter(rows), ["response", "output"], look_at=3)) == rows
+    assert list(require_columns(iter(rows[:0]), ["prompt"])) == []

@@ -236,7 +236,7 @@ def test_an_output_that_exists_is_refused_until_a_flag_allows_it(tmp_path: Path)
 
 
 def test_an_input_without_answers_is_an_error_that_names_the_nearest_column(tmp_path: Path):
-    with pytest.raises(UserError, match=r"no_response \(1 rows\): .*did you mean `responce`\?"):
+    with pytest.raises(UserError, match=r"no column `response` or .*did you mean `responce`"):
         run(tmp_path, [{"prompt": "p", "responce": "r"}])
     assert not (tmp_path / "pairs.jsonl").exists()
 

@@ -15,6 +15,7 @@ from alignment.llm.pacing import Limits
 from alignment.llm.program import FakeLLM
 from alignment.llm.protocol import CallError, Request, Stopped
 from alignment.llm.rows import (
+    Bundle,
     MapReport,
     Reject,
     map_rows,
@@ -55,7 +56,7 @@ def test_rejects_carry_their_reason_and_all_rows_are_accounted_for(tmp_path: Pat
 
     report = asyncio.run(map_rows(numbered(10), build, tmp_path / "out.jsonl"))
     assert (report.kept, dict(report.dropped)) == (5, {"empty": 4, "refused": 1})
-    assert str(report) == "kept 5 of 10 rows; dropped 5 (empty 4, refused 1)"
+    assert str(report) == "kept 5 of 10 rows; dropped 5 (empty 4, refused 1); 10 rows written"
     assert len(read(tmp_path / "out.jsonl")) == 10
     first, *_ = rejects = read(tmp_path / "out.jsonl.rejects.jsonl")
     assert first == {
@@ -66,6 +67,39 @@ def test_rejects_carry_their_reason_and_all_rows_are_accounted_for(tmp_path: Pat
         "row": {"n": 0},
     }
     assert [row["row"]["n"] for row in rejects] == [0, 3, 4, 6, 9]
+
+
+def test_a_part_that_fails_is_listed_and_its_row_is_kept_for_the_others(tmp_path: Path):
+    async def build(row: Any) -> list[Any]:
+        made = [row, row] if row["n"] else []
+        return [*made, Reject("empty", "one"), Reject("identical", "two")]
+
+    report = asyncio.run(map_rows(numbered(3), build, tmp_path / "out.jsonl"))
+    assert (report.kept, report.written, dict(report.dropped)) == (2, 4, {"empty": 1})
+    assert dict(report.partial) == {"empty": 2, "identical": 2}
+    assert str(report) == (
+        "kept 2 of 3 rows; dropped 1 (empty 1); 4 rows written; "
+        "4 more could not be made (empty 2, identical 2)"
+    )
+    dropped, *parts = read(tmp_path / "out.jsonl.rejects.jsonl")
+    assert (dropped["reason"], dropped["also"]) == ("empty", ["identical: two"])
+    assert [(row["row"]["n"], row["partial"]) for row in parts] == [(n, True) for n in (1, 1, 2, 2)]
+
+
+def test_the_rows_of_a_bundle_are_counted_and_rejected_one_by_one(tmp_path: Path):
+    named = list(numbered(5))
+    bundles = [("first two", Bundle(named[:2], n=0)), ("last three", Bundle(named[2:], n=1))]
+
+    async def build(row: Any) -> list[Any]:
+        if row["n"]:
+            raise Reject("unmatched", "only three")
+        return [row]
+
+    report = asyncio.run(map_rows(bundles, build, tmp_path / "out.jsonl"))
+    assert (report.kept, report.written, dict(report.dropped)) == (2, 1, {"unmatched": 3})
+    assert read(tmp_path / "out.jsonl") == [{"n": 0}]
+    rejects = read(tmp_path / "out.jsonl.rejects.jsonl")
+    assert [(row["source"], row["row"]) for row in rejects] == [*named[2:]]
 
 
 def test_rows_are_read_as_they_are_needed(tmp_path: Path):

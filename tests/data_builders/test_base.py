@@ -1,0 +1,206 @@
+"""From a builder to a data set: one output or several, checks, models, warnings, reports."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignment.cli import UserError
+from alignment.core.groups import CHOSEN, REJECTED, Group, Response
+from alignment.core.rows import read_rows
+from alignment.llm.engine import LLM
+from alignment.llm.prompts import as_messages
+from alignment.llm.protocol import Request
+from alignment.llm.rows import Bundle, Reject, Row
+from data_builders.base import BuildOptions, JudgeOptions, Made, build_dataset
+
+
+def writer(request: Request) -> str:
+    """Repeats the last message."""
+    return str(as_messages(request.prompt)[-1]["content"])
+
+
+def critic(request: Request) -> str:
+    """Finds everything good."""
+    return "good"
+
+
+@dataclass(kw_only=True)
+class Judged(JudgeOptions, BuildOptions):
+    """A builder that asks both."""
+
+
+WRITER, CRITIC = f"program:{__name__}.writer", f"program:{__name__}.critic"
+
+
+def options(folder: Path, rows: Sequence[Row] = (), **changes: Any) -> Judged:
+    source = folder / "in.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given: dict[str, Any] = {"input": source, "output": folder / "out.jsonl", "model": WRITER}
+    return Judged(**{**given, **changes})
+
+
+def pair(prompt: Any, chosen: Any = "yes", rejected: Any = "no", **meta: Any) -> Group:
+    sides = Response(chosen, role=CHOSEN), Response(rejected, role=REJECTED)
+    return Group(prompt, sides, {"builder": "test", "version": "1", **meta})
+
+
+def made(folder: Path) -> list[dict[str, Any]]:
+    return [row for _, row in read_rows(folder / "out.jsonl")]
+
+
+def rejects(folder: Path) -> list[dict[str, Any]]:
+    return [row for _, row in read_rows(folder / "out.jsonl.rejects.jsonl")]
+
+
+def report(folder: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((folder / "out.jsonl.report.json").read_text())
+    return loaded
+
+
+def test_one_row_may_make_several_and_a_part_that_fails_is_listed(tmp_path: Path):
+    async def build(row: Row, llm: LLM) -> list[Made]:
+        return [
+            pair(row["prompt"]),
+            pair(row["prompt"], "same", "same "),
+            Reject("parse_failed", "no verdict", reply="?"),
+        ]
+
+    build_dataset(options(tmp_path, [{"prompt": "p"}, {"prompt": "q"}]), build)
+    assert [row["prompt"] for row in made(tmp_path)] == ["p", "q"]
+    told = report(tmp_path)
+    assert (told["kept"], told["written"], told["dropped"]) == (2, 2, {})
+    assert told["partial"] == {"identical": 2, "parse_failed": 2}
+    assert [row["reason"] for row in rejects(tmp_path)] == ["identical", "parse_failed"] * 2
+    assert rejects(tmp_path)[1]["reply"] == "?"
+
+
+def test_several_rows_may_make_one_and_are_counted_as_several(tmp_path: Path):
+    named = [(f"a:{n}", {"prompt": "p", "response": "x" * n}) for n in range(5)]
+    bundles = [
+        ("p", Bundle(named[:3], prompt="p", longest="xx")),
+        ("q", Bundle(named[3:], prompt="q", longest="")),
+    ]
+
+    async def build(row: Row, llm: LLM) -> Group:
+        if not row["longest"]:
+            raise Reject("unmatched", "no answer")
+        return pair(row["prompt"], row["longest"])
+
+    build_dataset(options(tmp_path), build, rows=bundles)
+    told = report(tmp_path)
+    assert (told["kept"], told["dropped"], told["written"]) == (3, {"unmatched": 2}, 1)
+    assert [row["source"] for row in rejects(tmp_path)] == ["a:3", "a:4"]
+
+
+def test_rows_that_are_no_groups_are_written_as_they_are(tmp_path: Path):
+    rows: list[Row] = [
+        {"prompt": "p", "completion": "c", "meta": {"builder": "test"}},
+        {"instruction": "p", "output": "o", "judgment": "too short"},
+        {"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}]},
+    ]
+
+    async def build(row: Row, llm: LLM) -> list[Made]:
+        return [*rows]
+
+    build_dataset(options(tmp_path, [{"prompt": "p"}]), build)
+    assert made(tmp_path) == rows
+
+
+def test_a_prompt_with_what_was_added_to_generate_is_refused(tmp_path: Path):
+    async def build(row: Row, llm: LLM) -> Group:
+        shown = row["prompt"] if row["prompt"] == "plain" else f"Be kind. {row['prompt']}"
+        return pair(shown)
+
+    build_dataset(options(tmp_path, [{"prompt": "plain"}, {"prompt": "changed"}]), build)
+    assert [row["prompt"] for row in made(tmp_path)] == ["plain"]
+    (rejected,) = rejects(tmp_path)
+    assert rejected["reason"] == "prompt_changed"
+    assert "`meta.generation_prompt`" in rejected["message"]
+
+
+def test_a_prompt_may_become_the_users_message(tmp_path: Path):
+    async def build(row: Row, llm: LLM) -> Group:
+        turns = [[{"role": "assistant", "content": text}] for text in ("yes", "no")]
+        return pair([{"role": "user", "content": row["prompt"]}], *turns)
+
+    build_dataset(options(tmp_path, [{"prompt": "p"}]), build)
+    assert made(tmp_path)[0]["prompt"] == [{"role": "user", "content": "p"}]
+
+
+def test_a_conversation_that_ends_with_the_assistant_is_rejected_before_a_call(tmp_path: Path):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    asked = []
+
+    async def build(row: Row, llm: LLM) -> Group:
+        asked.append(row)
+        return pair(row["prompt"])
+
+    build_dataset(options(tmp_path, [{"prompt": turns}, {"prompt": "p"}]), build)
+    assert [row["prompt"] for row in asked] == ["p"]
+    assert [row["reason"] for row in rejects(tmp_path)] == ["prompt_ends_with_assistant"]
+
+
+def test_a_builder_takes_its_models_in_their_order(tmp_path: Path):
+    chosen = options(tmp_path, [{"prompt": "p"}], judge_model=CRITIC)
+    assert chosen.judge is not None
+
+    async def build(row: Row, llm: LLM, judge: LLM) -> Group:
+        answers = [await model.chat([{"role": "user", "content": "p"}]) for model in (llm, judge)]
+        return pair(row["prompt"], *(answer.text for answer in answers))
+
+    build_dataset(chosen, build, models={"generator": chosen.generator, "judge": chosen.judge})
+    (row,) = made(tmp_path)
+    assert (row["chosen"], row["rejected"]) == ("p", "good")
+    assert {role: usage["calls"] for role, usage in report(tmp_path)["usage"].items()} == {
+        "generator": 1,
+        "judge": 1,
+    }
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_judge_of_its_own_answers_is_warned_of(
+    same: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    chosen = options(tmp_path, [{"prompt": "p"}], judge_model=WRITER if same else CRITIC)
+    assert chosen.judge is not None
+
+    async def build(row: Row, llm: LLM, judge: LLM) -> Group:
+        return pair(row["prompt"])
+
+    with caplog.at_level(logging.WARNING):
+        build_dataset(chosen, build, models={"generator": chosen.generator, "judge": chosen.judge})
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("data_bu")]
+    assert len(told) == same
+    assert all("generator and judge are both" in line and "prefer" in line for line in told)
+
+
+def test_a_builder_of_files_asks_no_model(tmp_path: Path):
+    async def build(row: Row) -> Group:
+        return pair(row["prompt"])
+
+    build_dataset(options(tmp_path, [{"prompt": "p"}]), build, models={})
+    assert len(made(tmp_path)) == 1
+
+
+def test_where_everything_is_dropped_there_is_an_error_and_no_file(tmp_path: Path):
+    async def build(row: Row, llm: LLM) -> list[Made]:
+        return []
+
+    with pytest.raises(UserError, match=r"nothing came out of .*in\.jsonl: empty \(2 rows\)"):
+        build_dataset(options(tmp_path, [{"prompt": "p"}, {"prompt": "q"}]), build)
+    assert not (tmp_path / "out.jsonl").exists()
+    assert len(rejects(tmp_path)) == 2
+
+
+def test_a_missing_column_is_told_before_any_call(tmp_path: Path):
+    async def build(row: Row, llm: LLM) -> Group:
+        raise AssertionError("asked")
+
+    with pytest.raises(UserError, match="no column `prompt`; did you mean `prompts`"):
+        build_dataset(options(tmp_path, [{"prompts": "p"}] * 3), build, needs=[["prompt"]])
+    assert not (tmp_path / "out.jsonl.rejects.jsonl").exists()
