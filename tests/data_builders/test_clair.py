@@ -1,8 +1,6 @@
 """From an answer to its minimal revision: parsing, pairs, rejects, and real replies of GPT-4."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,9 @@ from alignment.llm.protocol import Request
 from alignment.llm.rows import Reject
 from data_builders.clair import Options, parse_revision
 from data_builders.statistics import jaccard
-from tests.llm.server import Answer, Body, last_words, serve
+from tests.data_builders.checks import builds_on, survives_a_kill, trains
+from tests.llm.real_server import running, save_parrot
+from tests.llm.server import Answer, Body, last_words
 
 SPELLINGS = [
     "## Revised answer",
@@ -266,29 +266,31 @@ def test_datasets_reads_the_pairs(tmp_path: Path):
     assert loaded["chosen"][:] == ["kept!", "kept too!"]
 
 
+def answers(folder: Path, count: int) -> Path:
+    source = folder / "answers.jsonl"
+    rows = [
+        {"prompt": f"p{i}", "response": "same" if i % 10 == 9 else f"r{i}"} for i in range(count)
+    ]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return source
+
+
+@pytest.mark.slow
 def test_killed_half_way_and_run_again_the_server_sees_no_call_twice(tmp_path: Path):
-    """A process is killed after 20 of 60 calls; at most those in flight are asked again."""
-    source, output = tmp_path / "answers.jsonl", tmp_path / "pairs.jsonl"
-    source.write_text(
-        "".join(json.dumps({"prompt": f"p{i}", "response": f"r{i}"}) + "\n" for i in range(60))
-    )
-    concurrency = 4
-    child: subprocess.Popen[bytes] | None = None
-
     def script(index: int, body: Body) -> Answer:
-        if index == 20 and child is not None:
-            child.kill()
-        return Answer(revise(last_words(body)), delay=0.01)
+        return Answer(revise(last_words(body)))
 
-    with serve(script) as server:
-        command = [sys.executable, "-m", "alignment", "build", "clair"]
-        command += ["--input", str(source), "--output", str(output), "--model", "tiny"]
-        command += ["--base-url", server.url, "--concurrency", str(concurrency)]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        child.communicate()
-        assert child.returncode == -9
-        assert not output.exists()
-        child = None
-        subprocess.run(command, check=True, capture_output=True)
-        assert 60 <= len(server.bodies) <= 60 + concurrency
-    assert [row["prompt"] for _, row in read_rows(output)] == [f"p{i}" for i in range(60)]
+    words = ("build", "clair", "--input", answers(tmp_path, 60))
+    made = survives_a_kill(tmp_path, script, *words)
+    assert [row["prompt"] for row in made] == [f"p{i}" for i in range(60) if i % 10 != 9]
+
+
+@pytest.mark.slow
+def test_a_real_server_revises_and_its_pairs_train(tmp_path: Path):
+    with running(save_parrot(tmp_path / "parrot", "## Revised answer\nA")) as served:
+        words = ("build", "clair", "--input", answers(tmp_path, 20))
+        made = builds_on(served, tmp_path, *words)
+    assert {row["chosen"] for row in made} == {"A"}
+    assert len(made) == 20
+    metrics = trains(tmp_path, tmp_path / "out.jsonl", "apo")
+    assert metrics[0]["loss"] == pytest.approx(1.0, abs=1e-5)
