@@ -1,28 +1,37 @@
 """Judges: a prompt file, a verdict type, a parser of verdicts, and both orders of two answers.
 
-A verdict that cannot be read is counted and never scored.
+`eval.judge_files` makes a judge of one YAML. A verdict that cannot be read is counted and never
+scored. What is judged is data: it stands between marks that it cannot contain, and what a chat
+template or a parser would take for its own is broken up in it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from alignment.llm.engine import LLM
 from alignment.llm.prompts import Template
-from alignment.llm.protocol import CallError, Reply, Sampling
+from alignment.llm.protocol import CallError, Message, Reply, Sampling
+from eval.verdicts import Preference, read_letter
 
 PROMPTS = Path(__file__).parent / "prompts"
 PAIRWISE_FIELDS = frozenset({"prompt", "first", "second"})
+RATING_FIELDS = frozenset({"prompt", "answers"})
 
 V = TypeVar("V")
+Side = Literal["answer", "baseline"]
 
-_VERDICT = re.compile(r"\W*(?:verdict\W+)?(a|b|tie)\W*", re.IGNORECASE)
-_PREFERENCES = {"a": 1.0, "b": 0.0, "tie": 0.5}
+_CONTROL = re.compile(
+    r"<(?=\||/?(?:s|bos|eos|pad)>|(?:start|end)_of_turn>|<?/?SYS>)"
+    r"|\[(?=/?INST\]|\[[\w.]+\]\])"
+)
+_BREAK = "\u200b"
 
 
 class VerdictError(Exception):
@@ -39,6 +48,15 @@ class VerdictError(Exception):
         self.text = text
 
 
+def inert(text: str) -> str:
+    """A text in which nothing is left that a chat template or a parser takes for its own.
+
+    A zero-width space breaks up control tokens (`<|im_end|>`, `</s>`, `[INST]`) and rating markers
+    (`[[10]]`), so that neither the text nor a judge that quotes it speaks in another's name.
+    """
+    return _CONTROL.sub(rf"\g<0>{_BREAK}", text)
+
+
 @dataclass(frozen=True)
 class Judge(Generic[V]):
     """A model that is asked for verdicts.
@@ -48,30 +66,51 @@ class Judge(Generic[V]):
         template: The prompt file.
         read: The verdict in a reply; raises `ValueError` where there is none.
         sampling: How verdicts are drawn; greedy by default.
+        system: What the system's message says; None where there is none.
+        again: How often a reply that cannot be read is asked for anew.
+        keep_truncated: Whether a reply that was cut off is read, as one of a single token must be.
     """
 
     llm: LLM
     template: Template
     read: Callable[[Reply], V]
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.0))
+    system: str | None = None
+    again: int = 0
+    keep_truncated: bool = False
 
-    async def ask(self, **fields: str) -> tuple[V, str]:
-        """A verdict with the judge's words.
+    symmetric = False
+    """Whether the order of two answers cannot matter."""
+
+    async def ask(self, **fields: str | Mapping[str, str]) -> tuple[V, Reply]:
+        """A verdict with the reply that it was read in.
 
         Args:
-            **fields: What the prompt file shows.
+            **fields: What the prompt file shows; a mapping becomes one section for each entry.
 
         Raises:
             VerdictError: The judge gave no verdict that can be read.
+            UserError: The judge cannot be asked, or cannot give the verdicts that it should.
         """
-        try:
-            reply = await self.llm.chat(self.template.user_message(**fields), self.sampling)
-        except CallError as error:
-            raise VerdictError(error.outcome, str(error)) from None
-        try:
-            return self.read(reply), reply.text
-        except ValueError:
-            raise VerdictError("unparseable", reply.text) from None
+        messages = self._messages(fields)
+        for sample in range(self.again + 1):
+            try:
+                reply = await self.llm.chat(
+                    messages, self.sampling, sample=sample, keep_truncated=self.keep_truncated
+                )
+            except CallError as error:
+                raise VerdictError(error.outcome, str(error)) from None
+            try:
+                return self.read(reply), reply
+            except ValueError:
+                continue
+        raise VerdictError("unparseable", reply.text)
+
+    async def prefer(self: Judge[Preference], prompt: str, first: str, second: str) -> Verdict:
+        """Which of two answers is preferred; raises as `ask` does."""
+        preference, reply = await self.ask(prompt=prompt, first=first, second=second)
+        logprobs = reply.top_logprobs[0] if preference.weighted and reply.top_logprobs else None
+        return Verdict(preference, reply.text, logprobs)
 
     def identity(self) -> dict[str, Any]:
         """What a report has to say about the judge for its numbers to mean something."""
@@ -81,8 +120,93 @@ class Judge(Generic[V]):
             "fingerprint": self.llm.backend.fingerprint,
             "prompt": self.template.path.name,
             "prompt_digest": self.template.digest,
+            "system": self.system,
+            "verdict": getattr(self.read, "__name__", None) or repr(self.read),
             "sampling": self.sampling.settings(),
         }
+
+    def _messages(self, fields: Mapping[str, str | Mapping[str, str]]) -> list[Message]:
+        shown = {
+            name: inert(value)
+            if isinstance(value, str)
+            else {key: inert(text) for key, text in value.items()}
+            for name, value in fields.items()
+        }
+        asked = self.template.user_message(**shown)
+        if self.system is None:
+            return asked
+        return [{"role": "system", "content": self.system}, *asked]
+
+
+class Verdict(NamedTuple):
+    """A preference with what the judge said.
+
+    Attributes:
+        preference: For the answer shown first.
+        text: The judge's words.
+        logprobs: The log-probs that a weighted preference was read from, by token, nats.
+    """
+
+    preference: Preference
+    text: str
+    logprobs: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class RewardJudge:
+    """A reward model in the place of a judge: each answer has a reward of its own.
+
+    The preference is sigmoid(reward of the first - reward of the second), the Bradley-Terry model
+    that such models are trained by.
+
+    Attributes:
+        llm: A model that offers `reward`.
+    """
+
+    llm: LLM
+
+    symmetric = True
+
+    async def prefer(self, prompt: str, first: str, second: str) -> Verdict:
+        """Which of two answers has the higher reward.
+
+        Raises:
+            VerdictError: An answer has no reward, for instance because it is too long.
+        """
+        try:
+            one, two = await asyncio.gather(
+                *(self.llm.reward(_conversation(prompt, answer)) for answer in (first, second))
+            )
+        except CallError as error:
+            raise VerdictError(error.outcome, str(error)) from None
+        return Verdict(Preference(_sigmoid(one - two), weighted=True), f"{one!r} {two!r}")
+
+    def identity(self) -> dict[str, Any]:
+        """As for `Judge`; there is no prompt."""
+        return {
+            "model": self.llm.model,
+            "provider": self.llm.backend.provider,
+            "fingerprint": self.llm.backend.fingerprint,
+            "verdict": "reward",
+        }
+
+
+class PairJudge(Protocol):
+    """What can say which of two answers is better: a `Judge` of preferences, a `RewardJudge`."""
+
+    @property
+    def llm(self) -> LLM:
+        """The model."""
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the order of two answers cannot matter."""
+
+    async def prefer(self, prompt: str, first: str, second: str) -> Verdict:
+        """The preference for the first answer; raises `VerdictError` where there is none."""
+
+    def identity(self) -> dict[str, Any]:
+        """What a report has to say about the judge."""
 
 
 class Vote(NamedTuple):
@@ -90,22 +214,26 @@ class Vote(NamedTuple):
 
     Attributes:
         first: Which answer was shown first, `answer` or `baseline`.
-        preference: For the answer over the baseline: 1, 0.5 or 0; None where it cannot be read.
+        preference: For the answer over the baseline, in [0, 1]; None where it cannot be read.
         fault: Why it cannot be read.
         text: The judge's words.
+        weighted: Whether the preference is a probability rather than a word.
+        logprobs: The log-probs that it was read from, by token, nats.
     """
 
-    first: Literal["answer", "baseline"]
+    first: Side
     preference: float | None
     fault: str | None
     text: str
+    weighted: bool = False
+    logprobs: Mapping[str, float] | None = None
 
 
 class Comparison(NamedTuple):
     """An answer against a baseline's answer.
 
     Attributes:
-        score: Mean preference over both orders, in [0, 1]; None where a verdict cannot be read.
+        score: Mean preference over the orders, in [0, 1]; None where a verdict cannot be read.
         votes: The verdicts, answer first and baseline first; none for identical answers, which
             tie without being judged.
     """
@@ -116,8 +244,8 @@ class Comparison(NamedTuple):
     @property
     def consistent(self) -> bool | None:
         """Whether both orders prefer the same; None where there are not two verdicts."""
-        preferences = [vote.preference for vote in self.votes]
-        return None if len(preferences) < 2 or None in preferences else len({*preferences}) == 1
+        preferences = [vote.preference for vote in self.votes if vote.preference is not None]
+        return len({*map(_side, preferences)}) == 1 if len(preferences) == 2 else None
 
     def as_row(self) -> dict[str, Any]:
         """Columns of `verdicts.jsonl`, from which every number can be recomputed."""
@@ -125,10 +253,66 @@ class Comparison(NamedTuple):
         return {"score": self.score, "consistent": self.consistent, "votes": votes}
 
 
+async def compare(
+    judge: PairJudge, prompt: str, answer: str, baseline: str, first: Side | None = None
+) -> Comparison:
+    """Judges two answers.
+
+    Args:
+        judge: Who prefers.
+        prompt: What was asked.
+        answer: The answer whose preference is told.
+        baseline: The other one.
+        first: Which is shown first; both orders where it is None, unless order cannot matter.
+    """
+    if answer.split() == baseline.split():
+        return Comparison(0.5, ())
+
+    async def vote(first: Side) -> Vote:
+        shown = (answer, baseline) if first == "answer" else (baseline, answer)
+        try:
+            verdict = await judge.prefer(prompt, *shown)
+        except VerdictError as error:
+            return Vote(first, None, error.fault, error.text)
+        value, weighted = verdict.preference
+        value = value if first == "answer" else 1.0 - value
+        return Vote(first, value, None, verdict.text, weighted, verdict.logprobs)
+
+    both: tuple[Side, ...] = ("answer",) if judge.symmetric else ("answer", "baseline")
+    votes = await asyncio.gather(*map(vote, both if first is None else (first,)))
+    preferences = [vote.preference for vote in votes if vote.preference is not None]
+    score = sum(preferences) / len(votes) if len(preferences) == len(votes) else None
+    return Comparison(score, tuple(votes))
+
+
+async def rate(
+    judge: Judge[tuple[float, ...]], prompt: str, answers: Sequence[str]
+) -> tuple[float, ...]:
+    """Ratings of several answers from one call, in their order.
+
+    Args:
+        judge: A judge of the verdict type `ratings`, or with a parser of one's own.
+        prompt: What was asked.
+        answers: (K,) what is rated; the prompt file's field `answers` shows them as sections
+            `answer_1` to `answer_K`.
+
+    Returns:
+        (K,) the ratings.
+
+    Raises:
+        VerdictError: There are no ratings that can be read, or not one for each answer.
+    """
+    shown = {f"answer_{number}": answer for number, answer in enumerate(answers, 1)}
+    ratings, reply = await judge.ask(prompt=prompt, answers=shown)
+    if len(ratings) != len(answers):
+        raise VerdictError("unparseable", reply.text)
+    return ratings
+
+
 def pairwise_judge(
     llm: LLM, prompt_file: str | Path | None = None, sampling: Sampling | None = None
-) -> Judge[float]:
-    """A judge that prefers one of two answers.
+) -> Judge[Preference]:
+    """A judge that prefers one of two answers by a letter.
 
     Args:
         llm: The model.
@@ -140,39 +324,19 @@ def pairwise_judge(
         UserError: The prompt file cannot be used.
     """
     template = Template(prompt_file or PROMPTS / "pairwise.txt", PAIRWISE_FIELDS)
-    return Judge(llm, template, read_preference, sampling or Sampling(temperature=0.0))
+    return Judge(llm, template, read_letter, sampling or Sampling(temperature=0.0))
 
 
-def read_preference(reply: Reply) -> float:
-    """The preference for the first answer, 1, 0.5 or 0, from the last line of a reply.
-
-    Only a line that holds a verdict and nothing else is one: what is said on the way to it, or
-    quoted from an answer, is not.
-
-    Raises:
-        ValueError: The last line is no verdict.
-    """
-    lines = reply.text.strip().splitlines()
-    match = _VERDICT.fullmatch(lines[-1]) if lines else None
-    if match is None:
-        raise ValueError("the last line is no verdict")
-    return _PREFERENCES[match[1].lower()]
+def _conversation(prompt: str, answer: str) -> list[Message]:
+    return [
+        {"role": "user", "content": prompt},
+        {"role": "assistant", "content": inert(answer)},
+    ]
 
 
-async def compare(judge: Judge[float], prompt: str, answer: str, baseline: str) -> Comparison:
-    """Judges two answers in both orders."""
-    if answer.split() == baseline.split():
-        return Comparison(0.5, ())
+def _sigmoid(x: float) -> float:
+    return 0.5 * (1.0 + math.tanh(0.5 * x))
 
-    async def vote(first: Literal["answer", "baseline"]) -> Vote:
-        shown = (answer, baseline) if first == "answer" else (baseline, answer)
-        try:
-            preference, text = await judge.ask(prompt=prompt, first=shown[0], second=shown[1])
-        except VerdictError as error:
-            return Vote(first, None, error.fault, error.text)
-        return Vote(first, preference if first == "answer" else 1.0 - preference, None, text)
 
-    votes = await asyncio.gather(vote("answer"), vote("baseline"))
-    preferences = [vote.preference for vote in votes if vote.preference is not None]
-    score = sum(preferences) / 2 if len(preferences) == 2 else None
-    return Comparison(score, tuple(votes))
+def _side(preference: float) -> int:
+    return (preference > 0.5) - (preference < 0.5)

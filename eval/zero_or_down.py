@@ -16,16 +16,17 @@ from typing import Any, Literal
 
 from alignment.cli import UserError, parse, run, say
 from alignment.core.rows import read_rows
-from alignment.llm.connect import CallOptions, connect, open_ledger, run_rows
+from alignment.llm.connect import connect, open_ledger, run_rows
 from alignment.llm.prompts import as_messages, as_text
 from alignment.llm.protocol import Request, Sampling
 from alignment.llm.rows import Row, prompt_of
-from eval.judge import compare, pairwise_judge
+from eval.judge import compare
+from eval.judge_files import JudgeOptions, open_judge
 from eval.stats import refuse_unjudged, summarise
 
 
 @dataclass(kw_only=True)
-class Options(CallOptions):
+class Options(JudgeOptions):
     """Options of `alignment eval zero_or_down`."""
 
     pairs: Path = field(metadata={"help": "file of pairs: `prompt`, `chosen`"})
@@ -39,13 +40,6 @@ class Options(CallOptions):
     )
     temperature: float = field(default=1.0, metadata={"help": "of the fresh samples"})
     max_tokens: int = field(default=512, metadata={"help": "longest fresh sample"})
-    judge_model: str = field(metadata={"help": "the judge: a name on its server, or a folder"})
-    judge_url: str | None = field(
-        default=None, metadata={"help": "address of the judge's server; unset, it runs here"}
-    )
-    judge_prompt: Path | None = field(
-        default=None, metadata={"help": "prompt file with the fields prompt, first, second, fence"}
-    )
     prompts: int = field(default=200, metadata={"help": "pairs to look at, drawn by the seed"})
     seed: int = field(default=0, metadata={"help": "seed of the draw, the samples, the bootstrap"})
     allow_missing: bool = field(
@@ -73,9 +67,7 @@ def diagnose(options: Options) -> dict[str, Any]:
     sampling = Sampling(options.temperature, max_tokens=options.max_tokens, seed=options.seed)
     with open_ledger(verdicts, options) as ledger:
         llm = connect(options.model, options.base_url, ledger, options)
-        judge = pairwise_judge(
-            connect(options.judge_model, options.judge_url, ledger, options), options.judge_prompt
-        )
+        judge = open_judge(options, ledger)
 
         async def judged(row: Row) -> list[Row]:
             prompt = prompt_of(row)
@@ -88,7 +80,7 @@ def diagnose(options: Options) -> dict[str, Any]:
             fresh = await llm.ask(request, keep_truncated=True)
             texts = (as_text(prompt), as_text(row["chosen"]), fresh.text)
             shown = dict(zip(("prompt", "answer", "baseline"), texts, strict=True))
-            return [{**shown, **(await compare(judge, **shown)).as_row()}]
+            return [{**shown, **(await compare(judge, *texts)).as_row()}]
 
         if not options.dry_run:
             (options.output / "results.json").unlink(missing_ok=True)

@@ -34,13 +34,15 @@ CONTRACT = ("alignment.objectives.base",)
 CONNECT = ("alignment.llm.connect",)
 BACKENDS = tuple(
     f"alignment.llm.{name}"
-    for name in ("openai", "local", "model", "vllm", "batch", "batch_api", "program")
+    for name in (*("openai", "local", "model", "reward", "vllm", "batch", "batch_api", "program"),)
 )
 ENGINE = tuple(
     name
     for name in (f"alignment.llm.{path.stem}" for path in ROOT.glob("alignment/llm/*.py"))
     if name not in (*CONNECT, *BACKENDS)
 )
+HARNESS = tuple(f"eval.{name}" for name in ("judge", "judge_files", "verdicts", "stats"))
+"""What evaluators share."""
 TRAINING = ("alignment.data", "alignment.core.*", "alignment.objectives", *CONTRACT, *FLOOR)
 SCORED = tuple(
     f"alignment.core.{name}"
@@ -98,15 +100,16 @@ ROOMS = (
     Room(
         ("data_builders.*",),
         (
-            *("data_builders.base", "data_builders.statistics", "eval.judge"),
+            *("data_builders.base", "data_builders.statistics"),
+            *("eval.judge", "eval.judge_files", "eval.verdicts"),
             *("alignment.core.groups", "alignment.core.rows", *CONNECT, *ENGINE, *FLOOR),
         ),
     ),
     Room(
         ("eval.*",),
-        ("eval.judge", "eval.stats", "alignment.core.rows", *CONNECT, *ENGINE, *FLOOR),
+        (*HARNESS, "alignment.core.rows", *CONNECT, *ENGINE, *FLOOR),
     ),
-    Room(("eval.judge", "eval.stats"), (*CONNECT, *ENGINE, *FLOOR)),
+    Room(HARNESS, (*HARNESS, *CONNECT, *ENGINE, *FLOOR)),
     # Names the backends, each imported when it is asked for.
     Room(CONNECT, (*BACKENDS, *ENGINE, *FLOOR), ()),
     Room(BACKENDS, (*BACKENDS, *ENGINE, *FLOOR)),

@@ -98,7 +98,8 @@ def connect(model: str, base_url: str | None, ledger: Ledger, options: CallOptio
 
     Args:
         model: With `base_url` the name that the server knows; else a folder or hub id of a model
-            for this process, the same after `vllm:`, or `program:module.function`.
+            for this process, the same after `vllm:` or, for a reward model, after `reward:`; or
+            `program:module.function`.
         base_url: Address of an OpenAI-compatible API.
         ledger: Where finished calls are kept.
         options: How to ask.
@@ -180,7 +181,7 @@ def _dry_run(
 ) -> LLM:
     from alignment.llm.dry_run import DryRun, Unasked
 
-    name = model.removeprefix("vllm:")
+    name = model.removeprefix("vllm:").removeprefix("reward:")
     tokens_of = None
     if Path(name).is_dir():
         from alignment.llm.model import token_counter
@@ -208,8 +209,12 @@ def _backend(model: str, base_url: str | None, options: CallOptions) -> Backend:
     if model.startswith("program:"):
         from alignment.llm.program import ProgramBackend
 
-        program = _load(model.removeprefix("program:"))
+        program = load_dotted(model.removeprefix("program:"), "program")
         return ProgramBackend(program, model, options.model_revision)
+    if model.startswith("reward:"):
+        from alignment.llm.reward import RewardBackend
+
+        return RewardBackend(model.removeprefix("reward:"), options.device, options.batch_size)
     if model.startswith("vllm:"):
         from alignment.llm.vllm import VLLMBackend
 
@@ -248,9 +253,19 @@ def open_ledger(output: str | Path, options: CallOptions) -> Iterator[Ledger]:
             yield ledger
 
 
-def _load(dotted: str) -> Any:
+def load_dotted(dotted: str, what: str) -> Any:
+    """What a dotted path names.
+
+    Args:
+        dotted: `module.name`.
+        what: What it is, for messages.
+
+    Raises:
+        UserError: There is no such thing.
+    """
     module, _, name = dotted.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, ValueError, AttributeError) as error:
-        raise UserError(f"no program `{dotted}`: {error}; give `program:module.function`") from None
+        form = "program:module.function" if what == "program" else "module.function"
+        raise UserError(f"no {what} `{dotted}`: {error}; give `{form}`") from None

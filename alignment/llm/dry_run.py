@@ -23,7 +23,7 @@ class Unasked:
         fingerprint: What tells two models of one name apart.
     """
 
-    verbs: frozenset[Verb] = frozenset({"chat", "complete", "score"})
+    verbs: frozenset[Verb] = frozenset({"chat", "complete", "score", "reward"})
 
     def __init__(self, provider: str, model: str, fingerprint: str) -> None:
         self.provider = provider
@@ -99,7 +99,8 @@ class DryRun(LLM):
             prompt = self._tokens_of(request)
         self._prompt_tokens += prompt
         self._completion_tokens += completion
-        self._unbounded += request.verb != "score" and request.sampling.max_tokens is None
+        writes = request.verb in ("chat", "complete")
+        self._unbounded += writes and request.sampling.max_tokens is None
 
 
 def report(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -119,6 +120,22 @@ class LLM:
         if reply.logps is None:
             raise CallError("unparseable", f"{self.model} returned no log-probs")
         return reply.logps
+
+    async def reward(self, messages: Sequence[Message]) -> float:
+        """The reward of a conversation's last message; higher is better, and its unit the model's.
+
+        Raises:
+            CallError: The model could not be asked, or gave no finite number.
+            UserError: No call can succeed before the user mends something.
+        """
+        reply = await self.ask(Request("reward", messages))
+        try:
+            reward = float(reply.text)
+        except ValueError:
+            reward = math.nan
+        if not math.isfinite(reward):
+            raise CallError("unparseable", f"{self.model} gave the reward `{reply.text[:100]}`")
+        return reward
 
     async def ask(self, request: Request, *, keep_truncated: bool = False) -> Reply:
         """Any of the calls above, from the ledger where it was made before.

@@ -117,6 +117,64 @@ def token_counter(folder: str) -> Callable[[Request], int]:
     return count
 
 
+class Loaded(NamedTuple):
+    """A model with its tokenizer, where it runs.
+
+    Attributes:
+        model: In eval mode.
+        tokenizer: The tokenizer.
+        device: Where it runs.
+        name: The folder's own name, or the hub id.
+        fingerprint: Checksum of the folder, or the commit on the hub.
+    """
+
+    model: Any
+    tokenizer: Any
+    device: Any
+    name: str
+    fingerprint: str
+
+    @property
+    def longest(self) -> int | None:
+        """Most tokens that the model takes, None where that is not known."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+
+def load_pretrained(
+    model: str, kind: str, device: str | None = None, dtype: str = "auto"
+) -> Loaded:
+    """Loads a model and its tokenizer.
+
+    Args:
+        model: A folder as `save_pretrained` writes it, or a hub id.
+        kind: The class of transformers that loads it.
+        device: Where it runs; by default an accelerator where there is one.
+        dtype: Type of the weights; by default as they were saved.
+
+    Raises:
+        UserError: There is no such model.
+    """
+    import torch
+    import transformers
+
+    here = Path(model).is_dir()
+    if not here and (model.startswith((".", "/")) or model.count("/") > 1):
+        raise UserError(f"no model at {model}: there is no such folder")
+    try:
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(model, padding_side="left")
+        loaded: Any = getattr(transformers, kind).from_pretrained(model, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot load the model {model} ({shorten(error)}); give a folder, a hub id or the "
+            "address of the server that has it"
+        ) from None
+    where = device or torch.accelerator.current_accelerator() or "cpu"
+    loaded.to(where).eval()
+    commit = getattr(loaded.config, "_commit_hash", None) or ""
+    name = Path(model).resolve().name if here else model
+    return Loaded(loaded, tokenizer, where, name, fingerprint(model) if here else commit)
+
+
 class LocalModel:
     """A causal language model with its tokenizer, ready to answer batches.
 
@@ -137,33 +195,15 @@ class LocalModel:
     """
 
     def __init__(self, model: str, device: str | None = None, dtype: str = "auto") -> None:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        here = Path(model).is_dir()
-        if not here and (model.startswith((".", "/")) or model.count("/") > 1):
-            raise UserError(f"no model at {model}: there is no such folder")
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(model, padding_side="left")
-            self.model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"cannot load the model {model} ({shorten(error)}); give a folder, a hub id or the "
-                "address of the server that has it"
-            ) from None
-        self.device = device or torch.accelerator.current_accelerator() or "cpu"
-        self.model.to(self.device).eval()
-        commit = getattr(self.model.config, "_commit_hash", None) or ""
-        self.name = Path(model).resolve().name if here else model
-        self.fingerprint = fingerprint(model) if here else commit
+        loaded = load_pretrained(model, "AutoModelForCausalLM", device, dtype)
+        self.model, self.tokenizer, self.device, self.name, self.fingerprint = loaded
         ends = self.model.generation_config.eos_token_id
         self._ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id}
         self._ends.discard(None)
         self._pad = self.tokenizer.pad_token_id
         if self._pad is None:
             self._pad = self.tokenizer.eos_token_id or 0
-        longest = getattr(self.model.config, "max_position_embeddings", None)
-        self.encoder = Encoder(self.tokenizer, model, longest)
+        self.encoder = Encoder(self.tokenizer, model, loaded.longest)
 
     @property
     def has_chat_template(self) -> bool:

@@ -58,7 +58,7 @@ class Tokens(NamedTuple):
 def estimate(request: Request) -> Tokens:
     """What a call may take, before it is made."""
     prompt = math.ceil(len(request.canonical()) / BYTES_PER_TOKEN)
-    if request.verb == "score":
+    if request.verb in ("score", "reward"):
         return Tokens(prompt, 0)
     return Tokens(prompt, request.sampling.max_tokens or UNBOUNDED_ANSWER)
 

@@ -36,7 +36,7 @@ class ProgramBackend:
         program: Program,
         name: str,
         fingerprint: str | None = None,
-        verbs: Iterable[Verb] = ("chat", "complete"),
+        verbs: Iterable[Verb] = ("chat", "complete", "reward"),
     ) -> None:
         self.program = program
         self.model = name
@@ -102,6 +102,6 @@ class FakeLLM(LLM):
                 raise answer
             return answer
 
-        verbs: tuple[Verb, ...] = ("chat", "complete", "score")
+        verbs: tuple[Verb, ...] = ("chat", "complete", "score", "reward")
         backend = ProgramBackend(program, model, "fake", verbs)
         super().__init__(backend, ledger, limits or Limits(backoff=0.0))

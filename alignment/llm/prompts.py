@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Sequence
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import DictLoader, StrictUndefined, TemplateError, meta, nodes
@@ -60,18 +61,25 @@ class Template:
             raise unknown(f"field in {path}", name, [*self.fields, "fence"])
         self.digest = hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def render(self, **values: str) -> str:
+    def render(self, **values: str | Mapping[str, str]) -> str:
         """The prompt with its fields filled in, without white space at its ends.
+
+        Args:
+            **values: The fields. A mapping is shown as one fenced section for each entry, which is
+                what a number of texts that the file cannot know needs.
 
         Raises:
             UserError: The template does with a field what it may not.
         """
+        foreign = [v for value in values.values() for v in _texts(value)]
+        mark = fence(*foreign)
+        shown = {name: _shown(value, mark) for name, value in values.items()}
         try:
-            return self._template.render(**values, fence=fence(*values.values())).strip()
+            return self._template.render(**shown, fence=mark).strip()
         except Exception as error:  # whatever a user's template does wrong is told with its name
             raise UserError(f"{self.path} cannot be rendered: {error}") from None
 
-    def user_message(self, **values: str) -> list[Message]:
+    def user_message(self, **values: str | Mapping[str, str]) -> list[Message]:
         """The rendered prompt as a conversation of one user message."""
         return [{"role": "user", "content": self.render(**values)}]
 
@@ -90,12 +98,33 @@ def _refuse_more(parsed: nodes.Template, path: str | Path) -> None:
 
 
 def fence(*texts: str) -> str:
-    """A short word that is found in none of the texts, and the same for the same texts."""
+    """A short word that is found in none of the texts, and the same for the same texts.
+
+    Nor do they hold it in other characters that look alike, or broken up by invisible ones.
+    """
     digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
-    size = next(
-        size for size in range(8, len(digest)) if not any(digest[:size] in t for t in texts)
-    )
+    seen = [_folded(text) for text in texts]
+    size = next(size for size in range(8, len(digest)) if not any(digest[:size] in t for t in seen))
     return digest[:size]
+
+
+def _folded(text: str) -> str:
+    """A text as a lenient reader sees it: one form of each character, none invisible."""
+    if text.isascii():
+        return text.lower()
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(letter for letter in plain if unicodedata.category(letter) != "Cf")
+
+
+def _texts(value: str | Mapping[str, str]) -> Collection[str]:
+    return (value,) if isinstance(value, str) else value.values()
+
+
+def _shown(value: str | Mapping[str, str], mark: str) -> str:
+    if isinstance(value, str):
+        return value
+    parts = (f"[{name} {mark}]\n{text}\n[/{name} {mark}]" for name, text in value.items())
+    return "\n\n".join(parts)
 
 
 def as_messages(prompt: Prompt) -> Sequence[Message]:

@@ -14,7 +14,7 @@ Message: TypeAlias = dict[str, Any]
 Prompt: TypeAlias = "str | Sequence[Message]"
 """Plain text, or chat messages with `role` and `content`."""
 
-Verb = Literal["chat", "complete", "score"]
+Verb = Literal["chat", "complete", "score", "reward"]
 Outcome = Literal["answered", "refused", "truncated", "unparseable", "rate_limited", "failed"]
 
 GO_ON = "run the same command with `--resume` to go on"
@@ -109,7 +109,8 @@ class Request:
 
     Attributes:
         verb: What is asked for.
-        prompt: Messages for `chat`, text for `complete`; for `score` either.
+        prompt: Messages for `chat` and, with the answer as the last, for `reward`; text for
+            `complete`; for `score` either.
         continuations: The texts to score after the prompt, for `score` alone.
         sampling: How the answer is drawn.
         sample: Which of several answers to the same prompt this is.
@@ -136,7 +137,7 @@ class Reply:
     """What came back.
 
     Attributes:
-        text: The answer, or the words of a refusal; empty for `score`.
+        text: The answer, or the words of a refusal; empty for `score`, a number for `reward`.
         finish_reason: Why the answer ended, as the server says it: `stop`, `length`, ...
         prompt_tokens: Tokens read, None where the server does not say.
         completion_tokens: Tokens written, None where the server does not say.

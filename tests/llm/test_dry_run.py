@@ -133,10 +133,12 @@ def test_answers_without_a_bound_are_said_to_be_without(
         command = [*commands["zero_or_down"], *judge]
         dispatch([*command, server.url, "--ledger", str(tmp_path / "calls.ledger")])
         (tmp_path / "prompt.txt").write_text("{{ prompt }} {{ first }} {{ second }}")
+        judge_file = tmp_path / "judge.yaml"
+        judge_file.write_text("prompt: prompt.txt\nverdict: letter\nmax_tokens: null\n")
         capsys.readouterr()
         dry_run(
             *(server, command, "--ledger", str(tmp_path / "calls.ledger")),
-            *("--judge-prompt", str(tmp_path / "prompt.txt")),
+            *("--judge", str(judge_file)),
         )
     told = capsys.readouterr().out
     assert "judge: 10 calls to make" in told
