@@ -41,7 +41,9 @@ ENGINE = tuple(
     for name in (f"alignment.llm.{path.stem}" for path in ROOT.glob("alignment/llm/*.py"))
     if name not in (*CONNECT, *BACKENDS)
 )
-HARNESS = tuple(f"eval.{name}" for name in ("judge", "judge_files", "verdicts", "stats"))
+HARNESS = tuple(
+    f"eval.{name}" for name in ("judge", "judge_files", "verdicts", "answers", "bundle", "stats")
+)
 """What evaluators share."""
 TRAINING = ("alignment.data", "alignment.core.*", "alignment.objectives", *CONTRACT, *FLOOR)
 SCORED = tuple(
@@ -109,7 +111,7 @@ ROOMS = (
         ("eval.*",),
         (*HARNESS, "alignment.core.rows", *CONNECT, *ENGINE, *FLOOR),
     ),
-    Room(HARNESS, (*HARNESS, *CONNECT, *ENGINE, *FLOOR)),
+    Room(HARNESS, (*HARNESS, "alignment", "alignment.core.rows", *CONNECT, *ENGINE, *FLOOR)),
     # Names the backends, each imported when it is asked for.
     Room(CONNECT, (*BACKENDS, *ENGINE, *FLOOR), ()),
     Room(BACKENDS, (*BACKENDS, *ENGINE, *FLOOR)),
