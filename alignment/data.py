@@ -20,15 +20,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from alignment.cli import UserError
+from alignment.core.edits import mark_edits
 from alignment.core.groups import (
     CHOSEN,
     REJECTED,
     Group,
     Response,
     RowError,
+    Segment,
     as_chat,
     binarise,
     group_from_row,
+    text_of,
 )
 from alignment.core.packing import Layout, TokenGroup, group_from_record
 from alignment.core.rendering import Renderer
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PairRule = Literal["best_worst"]
-_FORMAT = "2"
+_FORMAT = "3"
 """Part of the cache's key; raised when the same rows become other ids than before."""
 
 NamedRows = Iterable[tuple[str, "Mapping[str, Any] | Group"]]
@@ -364,6 +367,8 @@ class Preparation:
             raise RowError("no_response", "the row has no response that the objective reads")
         rendered = self.renderer(replace(group, responses=wanted), origin)
         tokens = rendered.group
+        if "edits" in self.objective.needs:
+            tokens = mark_edits(tokens, self.renderer.end_tokens)
         shared, plain = tokens.lengths()
         return {
             **{name: getattr(tokens, name) for name in _features() if hasattr(tokens, name)},
@@ -384,10 +389,19 @@ def _wanted(group: Group, objective: Objective) -> tuple[Response, ...]:
             response,
             reward=response.reward if "reward" in objective.needs else None,
             weight=1.0 if response.weight is None else response.weight,
+            spans=response.spans if "spans" in objective.needs else None,
+            segments=_segments(response) if "scores" in objective.needs else None,
         )
         for response in group.responses
         if response.role in objective.roles and (response.twin is None or "twin" in objective.needs)
     )
+
+
+def _segments(response: Response) -> tuple[Segment, ...] | None:
+    """The scored segments of a response; one with a reward alone is a single segment."""
+    if response.segments is not None or response.reward is None:
+        return response.segments
+    return (Segment(0, len(text_of(response.content)), -response.reward),)
 
 
 def default_reference_folder() -> Path:
@@ -418,6 +432,24 @@ def check_needs(group: Group, objective: Objective) -> None:
         raise RowError(
             "lacks_pairs", f"{name} needs `chosen` and `rejected`; this row has {there}: {remedy}"
         )
+    if "one_rejected" in objective.needs and (roles.count(REJECTED) != 1 or CHOSEN not in roles):
+        raise RowError(
+            "lacks_sides",
+            f"{name} needs one response of role -1 and at least one of role 1; this row has "
+            f"{there}: add `roles`",
+        )
+    if "spans" in objective.needs and any(r.spans is None for r in group.responses):
+        raise RowError(
+            "lacks_spans",
+            f"{name} needs `spans`, the flagged ranges of characters (an empty list where nothing "
+            "is flagged); this row has none",
+        )
+    if "scores" in objective.needs and any(_segments(r) is None for r in group.responses):
+        raise RowError(
+            "lacks_scores",
+            f"{name} needs `segments` with scores, or a `reward` for the whole response; this row "
+            "has neither",
+        )
     if "role" in objective.needs and 0 in roles:
         remedy = "set `pair_rule: best_worst`" if scored and len(roles) > 1 else "add a label"
         raise RowError(
@@ -447,6 +479,8 @@ def _features() -> datasets.Features:
             "reward": List(Value("float64")),
             "weight": List(Value("float64")),
             "twin": ids,
+            "mark": List(List(Value("int8"))),
+            "score": List(List(Value("float32"))),
             "origin": Value("string"),
             "notices": List(Value("string")),
             "shared_length": number,

@@ -34,6 +34,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 
+from alignment.core.scoring import add_value_head
 from alignment.data import (
     GroupDataset,
     NothingUsable,
@@ -47,7 +48,7 @@ from alignment.objectives.base import Objective
 from alignment.trainers.base import GroupTrainer, preparation
 from alignment.trainers.config import GroupConfig
 from alignment.trainers.loading import load_tokenizer
-from alignment.trainers.teacher import check_teacher
+from alignment.trainers.teacher import Frozen, check_frozen
 
 logger = logging.getLogger("alignment")
 
@@ -63,6 +64,8 @@ class RunArguments(ScriptArguments):
         eval_dataset_name: A file or Hub id of its own for evaluation.
         ref_model_name_or_path: A reference other than the model that training starts from.
         teacher_model_name_or_path: The teacher, for objectives that need one.
+        second_teacher_model_name_or_path: What the teacher is compared with, for ADPA.
+        second_ref_model_name_or_path: A second reference, for objectives that need one.
         adapter_name_or_path: An adapter to continue.
     """
 
@@ -74,6 +77,12 @@ class RunArguments(ScriptArguments):
     )
     teacher_model_name_or_path: str | None = field(
         default=None, metadata={"help": "The teacher, for objectives that need one."}
+    )
+    second_teacher_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "What the teacher is compared with, for ADPA."}
+    )
+    second_ref_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A second reference, for objectives that need one."}
     )
     adapter_name_or_path: str | None = field(
         default=None, metadata={"help": "An adapter to continue training."}
@@ -144,8 +153,7 @@ def prepare_data(recipe: Recipe) -> tuple[GroupDataset, GroupDataset | None]:
     if model is None:
         raise UserError("the recipe names no model: set `model_name_or_path`")
     tokenizer = load_tokenizer(model, recipe.training)
-    teacher = recipe.data.teacher_model_name_or_path
-    check_teacher(objective, model, teacher, tokenizer, recipe.training)
+    check_frozen(objective, model, frozen_of(recipe), tokenizer, recipe.training)
     prepare = preparation(objective, tokenizer, recipe.training)
     state = PartialState()
     # One process prepares, the others read what it has stored.
@@ -185,6 +193,8 @@ def build_trainer(recipe: Recipe) -> GroupTrainer:
         processing_class=load_tokenizer(str(model.model_name_or_path), args),
         ref_model=recipe.data.ref_model_name_or_path,
         teacher_model=recipe.data.teacher_model_name_or_path,
+        second_teacher_model=recipe.data.second_teacher_model_name_or_path,
+        second_ref_model=recipe.data.second_ref_model_name_or_path,
         quantization_config=get_quantization_config(model),
         peft_config=None if recipe.data.adapter_name_or_path else get_peft_config(model),
     )
@@ -283,6 +293,15 @@ def objective_of(recipe: Recipe) -> Objective:
         raise UserError(str(error)) from None
 
 
+def frozen_of(recipe: Recipe) -> Frozen:
+    """The names of the frozen models beside the reference."""
+    return Frozen(
+        teacher=recipe.data.teacher_model_name_or_path,
+        second_teacher=recipe.data.second_teacher_model_name_or_path,
+        second_ref_model=recipe.data.second_ref_model_name_or_path,
+    )
+
+
 def _train_sources(recipe: Recipe) -> list[Source]:
     data = recipe.data
     if recipe.mixture.datasets:
@@ -348,6 +367,8 @@ def _continued(recipe: Recipe) -> Any:
         get_quantization_config(recipe.model),
     )
     adapter = str(recipe.data.adapter_name_or_path)
+    if "values" in objective_of(recipe).needs:
+        add_value_head(base)
     try:
         return PeftModel.from_pretrained(base, adapter, is_trainable=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -46,6 +46,7 @@ HARNESS = tuple(
 )
 """What evaluators share."""
 TRAINING = ("alignment.data", "alignment.core.*", "alignment.objectives", *CONTRACT, *FLOOR)
+LABELS = ("alignment.core.edits", "alignment.core.token_labels")
 SCORED = tuple(
     f"alignment.core.{name}"
     for name in ("reference", "attention", "ragged", "packing", "divergences", "logps", "groups")
@@ -86,8 +87,9 @@ ROOMS = (
     Room(("alignment.core.scoring",), (*SCORED, *CONTRACT, *FLOOR)),
     Room(
         ("alignment.core.reference", "alignment.core.rendering", "alignment.core.planning"),
-        ("alignment.core.packing", "alignment.core.groups", *FLOOR),
+        ("alignment.core.packing", "alignment.core.groups", "alignment.core.token_labels", *FLOOR),
     ),
+    Room(LABELS, ("alignment.core.packing", "alignment.core.groups", *FLOOR)),
     Room(
         ("alignment.core.attention",),
         ("alignment.core.packing", "alignment.core.ragged"),
@@ -95,7 +97,12 @@ ROOMS = (
     ),
     Room(("alignment.core.ragged",), ("alignment.core.packing",), ("torch", "transformers")),
     Room(("alignment.core.packing",), ("alignment.core.groups",), ("torch",)),
-    Room(("alignment.core.divergences",), ("alignment.core.logps", *CONTRACT), ("torch",)),
+    Room(
+        ("alignment.core.divergences",),
+        ("alignment.core.logps", "alignment.core.buckets", *CONTRACT),
+        ("torch",),
+    ),
+    Room(("alignment.core.buckets",), (), ("torch",)),
     Room(("alignment.core.logps",), (), ("torch", "trl")),
     Room(("alignment.objectives", "alignment.objectives.*"), CONTRACT, ("torch",)),
     Room(CONTRACT, (), ("torch",)),

@@ -42,7 +42,14 @@ from alignment.core.packing import Layout, best_row_length, fill_rows, pack
 from alignment.core.planning import Plan
 from alignment.core.ragged import without_padding
 from alignment.data import GroupDataset
-from alignment.train import Recipe, model_init_kwargs, objective_of, parse_recipe, prepare_data
+from alignment.train import (
+    Recipe,
+    frozen_of,
+    model_init_kwargs,
+    objective_of,
+    parse_recipe,
+    prepare_data,
+)
 from alignment.trainers.base import choose_layout
 from alignment.trainers.batches import plan_run
 from alignment.trainers.config import GroupConfig
@@ -141,7 +148,7 @@ def estimate(recipe: Recipe, options: Options) -> dict[str, Any]:
     train, _ = prepare_data(recipe)
     args.model_init_kwargs = model_init_kwargs(recipe)
     models = _models(recipe)
-    named = [model for model in (models.base, models.teacher) if model is not None]
+    named = [models.base, *models.frozen.values()]
     layout, reason = choose_layout(args.layout, [model.config for model in named])
     layout = without_padding(layout, named)
     plan = plan_run(train, args, layout, processes)
@@ -294,7 +301,7 @@ def _models(recipe: Recipe) -> Models:
         objective_of(recipe),
         adapter=data.adapter_name_or_path,
         reference=data.ref_model_name_or_path,
-        teacher=data.teacher_model_name_or_path,
+        others=frozen_of(recipe),
     )
 
 

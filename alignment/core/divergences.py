@@ -15,6 +15,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from alignment.core.buckets import (
+    Bucketed,
+    bucketed_kl,
+    expected_advantage,
+    stored_advantage,
+)
 from alignment.core.logps import HeadTransform, accumulation_dtype, project, token_logps
 from alignment.objectives.base import DivergenceKind, DivergenceSpec
 
@@ -37,6 +43,11 @@ class HeadInput:
     weight: Tensor
     bias: Tensor | None = None
     transform: HeadTransform | None = None
+
+    def detached(self) -> HeadInput:
+        """The same as a constant."""
+        bias = None if self.bias is None else self.bias.detach()
+        return HeadInput(self.hidden.detach(), self.weight.detach(), bias, self.transform)
 
 
 class Chunks(NamedTuple):
@@ -82,15 +93,18 @@ class Comparison(NamedTuple):
     teacher_logps: Tensor
 
 
-def token_divergences(
+def token_divergences(  # noqa: PLR0913
     student: HeadInput,
     teacher: HeadInput,
     response_of_token: Tensor,
     specs: Sequence[DivergenceSpec],
     chunks: Chunks | None = None,
+    second: HeadInput | None = None,
 ) -> Tensor:
     """(N, D) the divergences of `compare_tokens` alone."""
-    return compare_tokens(student, teacher, response_of_token, specs, chunks=chunks).divergences
+    return compare_tokens(
+        student, teacher, response_of_token, specs, second=second, chunks=chunks
+    ).divergences
 
 
 def compare_tokens(  # noqa: PLR0913
@@ -100,6 +114,7 @@ def compare_tokens(  # noqa: PLR0913
     specs: Sequence[DivergenceSpec] | SpecsOfLogps,
     *,
     targets: Tensor | None = None,
+    second: HeadInput | None = None,
     chunks: Chunks | None = None,
 ) -> Comparison:
     """Divergences between the next-token distributions of teacher and student.
@@ -119,6 +134,7 @@ def compare_tokens(  # noqa: PLR0913
             responses are too long to be held whole, a walk for log-probs alone comes first.
         targets: (N,) int64 token ids of the common vocabulary, whose log-probs come at no cost;
             each is normalised over its model's whole vocabulary, as `token_logps` does it.
+        second: The second teacher, constant, for kinds that compare two teachers.
         chunks: How much to compute at once; None chooses by device and size.
 
     Returns:
@@ -127,7 +143,8 @@ def compare_tokens(  # noqa: PLR0913
     Raises:
         ValueError: Shapes do not fit, or a kind is unknown.
     """
-    vocabulary = min(student.weight.shape[0], teacher.weight.shape[0])
+    heads = [head for head in (student, teacher, second) if head is not None]
+    vocabulary = min(head.weight.shape[0] for head in heads)
     device, dtype = student.hidden.device, accumulation_dtype(student.hidden.dtype)
     if chunks is None:
         chunks = Chunks.of(response_of_token.numel(), vocabulary, device)
@@ -142,13 +159,7 @@ def compare_tokens(  # noqa: PLR0913
             chunks, specs_of = held, specs
             unknown = response_of_token.new_zeros(response_of_token.shape, dtype=dtype)
             specs = specs_of(unknown, unknown)
-    _check(student, teacher, response_of_token, specs)
-    constant = HeadInput(
-        teacher.hidden.detach(),
-        teacher.weight.detach(),
-        None if teacher.bias is None else teacher.bias.detach(),
-        teacher.transform,
-    )
+    _check(student, teacher, second, response_of_token, specs)
     everywhere = torch.ones_like(response_of_token, dtype=torch.bool)
     selected = [
         everywhere if spec.where is None else spec.where[response_of_token] for spec in specs
@@ -158,9 +169,11 @@ def compare_tokens(  # noqa: PLR0913
         return torch.stack([spec.skew.to(dtype)[response_of_token] for spec in specs], 1)
 
     task = _Task(
-        constant,
+        teacher.detached(),
+        None if second is None else second.detached(),
         student.transform or HeadTransform(),
         tuple(spec.kind for spec in specs),
+        tuple(spec.top_k for spec in specs),
         torch.stack(selected, 1),
         targets,
         vocabulary,
@@ -181,8 +194,10 @@ class _Task(NamedTuple):
     """What is constant about one call of `compare_tokens`."""
 
     teacher: HeadInput
+    second: HeadInput | None
     transform: HeadTransform
     kinds: tuple[DivergenceKind, ...]
+    top_ks: tuple[int | None, ...]
     selected: Tensor  # (N, D) bool
     targets: Tensor | None  # (N,) int64
     vocabulary: int
@@ -201,6 +216,12 @@ class _Side(NamedTuple):
     def tile(self, part: slice) -> Tensor:
         return self.logits[:, part] - self.normaliser
 
+    def likeliest(self, count: int | None) -> tuple[Tensor, Tensor]:
+        """(n, k) log-probs of the likeliest tokens, the best first, and their ids."""
+        size = self.logits.shape[1]
+        found = self.logits.topk(size if count is None else min(count, size), 1)
+        return found.values - self.normaliser, found.indices
+
     def logps(self, targets: Tensor) -> Tensor:
         return (self.logits.gather(1, targets[:, None]) - self.whole).squeeze(1)
 
@@ -212,6 +233,7 @@ class _Rows(NamedTuple):
     columns: list[int]
     p: _Side
     q: _Side
+    r: _Side | None
 
 
 class _TokenDivergences(torch.autograd.Function):
@@ -311,13 +333,17 @@ def _train_head(
 def _walk(student: HeadInput, task: _Task) -> Iterator[_Rows]:
     """Some tokens at a time, in buffers that the next ones overwrite."""
     room_p, room_q = _buffer(student, task), _buffer(student, task)
+    room_r = None if task.second is None else _buffer(student, task)
     for needed in torch.unique(task.selected, dim=0):
         columns = needed.nonzero().flatten().tolist()
         same = (task.selected == needed).all(1).nonzero().flatten()
         for tokens in _pieces(same, task) if columns or task.targets is not None else ():
             p = _score(task.teacher, tokens, task, room_p[: tokens.numel()])
             q = _score(student, tokens, task, room_q[: tokens.numel()])
-            yield _Rows(tokens, columns, p, q)
+            r = None
+            if columns and task.second is not None and room_r is not None:
+                r = _score(task.second, tokens, task, room_r[: tokens.numel()])
+            yield _Rows(tokens, columns, p, q, r)
 
 
 def _pieces(tokens: Tensor, task: _Task) -> tuple[Tensor, ...]:
@@ -380,6 +406,11 @@ def _diverge(
         The divergence (n,) and its derivative by the skew (n,).
     """
     kind, skew = task.kinds[column], skews[rows.tokens, column, None]
+    if kind in ("bucketed_forward_kl", "expected_advantage", "clipped_advantage"):
+        kept = _keep(kind, rows, task.top_ks[column], pull)
+        if pull is not None:
+            _close(pull, kept.push.sum(1, keepdim=True), rows.q, task)
+        return kept.value.squeeze(1), torch.zeros_like(kept.value).squeeze(1)
     reverse = kind in ("skewed_reverse_kl", "anchored_reverse_kl")
     of_p, of_q = (1 - skew, skew) if reverse else (skew, 1 - skew)  # (n, 1) parts of the mixture
     value, pushed, share = skew.new_zeros((3, *skew.shape))
@@ -394,6 +425,27 @@ def _diverge(
         _close(pull, pushed, rows.q, task)
     slope = share if kind == "jensen_shannon" else (share - of_q) / (of_p * of_q)
     return value.squeeze(1), (-slope if reverse else slope).squeeze(1)
+
+
+def _keep(kind: DivergenceKind, rows: _Rows, top_k: int | None, pull: Tensor | None) -> Bucketed:
+    """What reads the teacher's likeliest tokens alone; `pull` (n, V) gets the push of all."""
+    log_p, index = rows.p.likeliest(top_k)
+    log_q = rows.q.logits.gather(1, index) - rows.q.normaliser
+    if kind == "bucketed_forward_kl":
+        kept = bucketed_kl(log_p, log_q)
+    elif rows.r is None:
+        raise ValueError(f"compare_tokens: {kind} compares two teachers, and there is no second")
+    else:
+        log_r = rows.r.logits.gather(1, index) - rows.r.normaliser
+        if top_k is None:
+            advantage = log_p - log_r
+        else:
+            least = rows.r.likeliest(top_k)[0][:, -1:]
+            advantage = stored_advantage(log_p, log_r, log_r >= least)
+        kept = expected_advantage(log_q, advantage, kind == "clipped_advantage")
+    if pull is not None:
+        pull.zero_().scatter_(1, index, kept.push)
+    return kept
 
 
 class _Tile(NamedTuple):
@@ -473,13 +525,16 @@ def _tiles(task: _Task, start: int = 0, end: int | None = None) -> list[slice]:
 def _check(
     student: HeadInput,
     teacher: HeadInput,
+    second: HeadInput | None,
     response_of_token: Tensor,
     specs: Sequence[DivergenceSpec],
 ) -> None:
     tokens = response_of_token.numel()
     if not specs:
         raise ValueError("compare_tokens: no divergence is asked for; call it with some specs")
-    for name, head in (("student", student), ("teacher", teacher)):
+    for name, head in (("student", student), ("teacher", teacher), ("second", second)):
+        if head is None:
+            continue
         size = head.weight.shape[1]
         if head.hidden.shape != (tokens, size):
             raise ValueError(
@@ -490,6 +545,8 @@ def _check(
         if spec.kind not in get_args(DivergenceKind):
             known = ", ".join(get_args(DivergenceKind))
             raise ValueError(f"specs[{index}].kind is {spec.kind!r}: choose one of {known}")
+        if spec.top_k is not None and spec.top_k < 1:
+            raise ValueError(f"specs[{index}].top_k is {spec.top_k}; it must be at least 1")
         if spec.where is not None and spec.where.shape != spec.skew.shape:
             raise ValueError(
                 f"specs[{index}]: skew {tuple(spec.skew.shape)} and where "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 Message: TypeAlias = dict[str, Any]
 Content: TypeAlias = "str | list[Message]"
@@ -34,6 +34,20 @@ class RowError(ValueError):
         self.reason = reason
 
 
+class Segment(NamedTuple):
+    """A part of a response's text with a score of its own.
+
+    Attributes:
+        start: Its first character.
+        end: The character after its last one.
+        score: Label from the data; objectives that read scores take higher for worse.
+    """
+
+    start: int
+    end: int
+    score: float
+
+
 @dataclass(frozen=True)
 class Response:
     """One response to a prompt, with the labels that the data gives it.
@@ -47,6 +61,8 @@ class Response:
         prompt: The prompt this response is read under where that is not the group's: a judged view.
         twin: For a judged view, the index in the group of the plain view of the same response.
         model: Who wrote it.
+        spans: Flagged ranges (start, end) of characters of the text; None where nobody looked.
+        segments: Scored parts that cover the text without gap; None where there are none.
     """
 
     content: Content
@@ -56,6 +72,8 @@ class Response:
     prompt: Content | None = None
     twin: int | None = None
     model: str | None = None
+    spans: tuple[tuple[int, int], ...] | None = None
+    segments: tuple[Segment, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,11 +110,14 @@ def group_from_row(row: Mapping[str, Any]) -> Group:
     |---|---|
     | `prompt`, `chosen`, `rejected` (TRL; `prompt` may be implicit) | a pair |
     | `prompt`, `responses`, `rewards` (or `text` and `reward` in each) | a scored group |
+    | `prompt`, `responses`, `roles` (1, 0, -1; or `role` in each) | a group with sides |
     | `instruction`, `completions` (UltraFeedback) | a scored group |
     | `prompt`, `completion`, `label` (TRL unpaired) | one response, desirable or not |
     | `prompt`, `completion` or `messages` (TRL) | one response |
     | `instruction`, `input`, `output` (Alpaca) | one response |
     | any single response and `judgment` (CUT; null: no fault found) | its plain and judged view |
+    | any single response and `spans` of characters | a response with flagged spans |
+    | `prompt`, `segments` (objects with `text` and `score`) | a response with scored parts |
 
     Texts may be strings or lists of chat messages.
 
@@ -123,6 +144,8 @@ def group_from_row(row: Mapping[str, Any]) -> Group:
         group = _single({**row, "prompt": prompt}, response)
     elif "output" in row and "instruction" in row:
         group = _alpaca(row)
+    elif "segments" in row:
+        group = _single(row, _joined(row))
     else:
         raise RowError(
             "unknown_format",
@@ -203,9 +226,15 @@ def row_from_group(group: Group) -> dict[str, Any]:
         row["completion"] = response.content
         label = False if response.role == REJECTED else None
         row |= _given({"label": label, "reward": response.reward, "weight": response.weight})
+        if response.spans is not None:
+            row["spans"] = [list(span) for span in response.spans]
+        if response.segments is not None:
+            row["segments"] = [part._asdict() for part in response.segments]
     else:
         row["responses"] = [response.content for response in group.responses]
         row["rewards"] = rewards
+        if any(roles):
+            row["roles"] = roles
         if any(response.model for response in group.responses):
             row["models"] = [response.model for response in group.responses]
     if group.meta:
@@ -243,9 +272,11 @@ def _pair(row: Mapping[str, Any]) -> Group:
 
 
 def _scored(row: Mapping[str, Any]) -> Group:
-    items, rewards, models = (_list(row, name) for name in ("responses", "rewards", "models"))
+    items, rewards, models, roles = (
+        _list(row, name) for name in ("responses", "rewards", "models", "roles")
+    )
     items = items or []
-    for name, values in (("rewards", rewards), ("models", models)):
+    for name, values in (("rewards", rewards), ("models", models), ("roles", roles)):
         if values is not None and len(values) != len(items):
             raise RowError(
                 "length_mismatch", f"{len(items)} `responses` but {len(values)} `{name}`"
@@ -260,6 +291,7 @@ def _scored(row: Mapping[str, Any]) -> Group:
                 None
                 if reward is None and rewards is None
                 else _finite(reward, f"rewards[{index}]"),
+                _role(roles[index] if roles is not None else record.get("role", NEITHER), index),
                 model=models[index] if models is not None else record.get("model"),
             )
         )
@@ -268,10 +300,7 @@ def _scored(row: Mapping[str, Any]) -> Group:
 
 def _ultrafeedback(row: Mapping[str, Any]) -> Group:
     responses = []
-    for index, item in enumerate(_list(row, "completions") or []):
-        if not isinstance(item, Mapping):
-            kind = type(item).__name__
-            raise RowError("bad_type", f"completions[{index}] must be an object, got {kind}")
+    for index, item in enumerate(_objects(row, "completions")):
         score = item.get("overall_score", item.get("fine-grained_score"))
         reward = None if score is None else _finite(score, f"completions[{index}].overall_score")
         responses.append(Response(item.get("response", ""), reward, model=item.get("model")))
@@ -284,7 +313,12 @@ def _single(row: Mapping[str, Any], response: Content) -> Group:
         raise RowError("bad_label", f"`label` must be true or false, got {label!r}")
     prompt = row.get("prompt", "")
     plain = Response(
-        response, _number(row, "reward"), CHOSEN if label else REJECTED, _number(row, "weight")
+        response,
+        _number(row, "reward"),
+        CHOSEN if label else REJECTED,
+        _number(row, "weight"),
+        spans=_spans(row, response),
+        segments=_segments(row, response),
     )
     judgment = str(row.get("judgment", "")).strip()
     _check_content(prompt, "`prompt`")
@@ -295,6 +329,90 @@ def _single(row: Mapping[str, Any], response: Content) -> Group:
     plain = replace(plain, role=REJECTED)
     judged = replace(plain, prompt=_with_judgment(prompt, judgment), twin=0)
     return Group(prompt, (plain, judged), _meta(row))
+
+
+def _role(value: Any, index: int) -> int:
+    if value not in (CHOSEN, NEITHER, REJECTED) or isinstance(value, bool):
+        raise RowError("bad_label", f"`roles[{index}]` must be 1, 0 or -1, got {value!r}")
+    return int(value)
+
+
+def _joined(row: Mapping[str, Any]) -> str:
+    """The text that segments make up."""
+    parts = [part.get("text") for part in _objects(row, "segments")]
+    if not all(isinstance(part, str) for part in parts):
+        raise RowError("bad_type", "`segments` without `completion` need a `text` each")
+    return "".join(map(str, parts))
+
+
+def _spans(row: Mapping[str, Any], response: Content) -> tuple[tuple[int, int], ...] | None:
+    """Flagged ranges of characters: pairs of numbers, or objects with `start` and `end`."""
+    items = _list(row, "spans")
+    if items is None:
+        return None
+    length, spans = len(_one_text(response, "spans")), []
+    for index, item in enumerate(items):
+        ends = (item.get("start"), item.get("end")) if isinstance(item, Mapping) else item
+        if not isinstance(ends, list | tuple) or not _is_range(ends, length):
+            raise RowError(
+                "bad_span",
+                f"`spans[{index}]` is {item!r}: it must be a start and an end within the "
+                f"{length} characters of the response",
+            )
+        spans.append((ends[0], ends[1]))
+    return tuple(spans)
+
+
+def _is_range(ends: Any, length: int) -> bool:
+    whole = len(ends) == 2 and all(type(end) is int for end in ends)
+    return whole and 0 <= ends[0] < ends[1] <= length
+
+
+def _segments(row: Mapping[str, Any], response: Content) -> tuple[Segment, ...] | None:
+    """Scored parts of a response, by `text` or by `start` and `end`; they must cover it."""
+    if "segments" not in row:
+        return None
+    text, place, segments = _one_text(response, "segments"), 0, []
+    for index, item in enumerate(_objects(row, "segments")):
+        score = _finite(item.get("score"), f"segments[{index}].score")
+        if "text" in item:
+            fits = bool(item["text"]) and text.startswith(str(item["text"]), place)
+            start, end = place, place + len(str(item["text"]))
+        else:
+            start, end = item.get("start", -1), item.get("end", -1)
+            fits = _is_range((start, end), len(text)) and start == place
+        if not fits:
+            raise _uncovered(text, place, f"`segments[{index}]` does not go on there")
+        segments.append(Segment(start, end, score))
+        place = end
+    if place != len(text):
+        raise _uncovered(text, place, "no segment is left")
+    return tuple(segments)
+
+
+def _uncovered(text: str, place: int, why: str) -> RowError:
+    rest = text[place : place + 20]
+    return RowError(
+        "segments_do_not_cover",
+        f"the scored segments cover {place} of the {len(text)} characters of the response "
+        f"({rest!r} comes next), and {why}: give every part of the text a score",
+    )
+
+
+def _objects(row: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    items = _list(row, name) or []
+    for index, item in enumerate(items):
+        if not isinstance(item, Mapping):
+            kind = type(item).__name__
+            raise RowError("bad_type", f"{name}[{index}] must be an object, got {kind}")
+    return items
+
+
+def _one_text(response: Content, name: str) -> str:
+    """The text that `spans` and `segments` count the characters of."""
+    if isinstance(response, list) and len(response) != 1:
+        raise RowError("bad_type", f"`{name}` need a response of one message")
+    return text_of(response)
 
 
 def _with_judgment(prompt: Content, judgment: str) -> Content:
@@ -370,7 +488,7 @@ def _finite(value: Any, name: str) -> float:
     except (TypeError, ValueError):
         raise RowError("bad_reward", f"`{name}` is not a number: {value!r}") from None
     if number != number or number in (float("inf"), float("-inf")):
-        raise RowError("bad_reward", f"`{name}` is {number}; rewards must be finite")
+        raise RowError("bad_reward", f"`{name}` is {number}; it must be finite")
     return number
 
 

@@ -38,6 +38,8 @@ class TokenGroup:
         weight: K weights or None.
         twin: K indices within the group, -1 where there is none, or None.
         ref_logps: K lists of stored reference log-probs, one per response token, or None.
+        mark: K lists of +1, -1 or 0, one per response token, or None.
+        score: K lists of scores, one per response token, or None.
         origin: Where the row came from, for messages: `pairs.jsonl:17`.
     """
 
@@ -49,6 +51,8 @@ class TokenGroup:
     weight: Sequence[float] | None = None
     twin: Sequence[int] | None = None
     ref_logps: Sequence[Sequence[float]] | None = None
+    mark: Sequence[Sequence[int]] | None = None
+    score: Sequence[Sequence[float]] | None = None
     origin: str = ""
 
     @classmethod
@@ -116,6 +120,8 @@ class PackedBatch:
         weight: (R,) float32 or None.
         twin: (R,) int64 or None.
         ref_logps: (N,) float32 stored values or None.
+        mark: (N,) int64 or None.
+        score: (N,) float32 or None.
         origins: G strings.
         spans: What attends to what in the ragged layout, else empty.
         real: False for a filler that only keeps processes in step; it counts for nothing.
@@ -135,6 +141,8 @@ class PackedBatch:
     weight: Tensor | None
     twin: Tensor | None
     ref_logps: Tensor | None
+    mark: Tensor | None
+    score: Tensor | None
     origins: tuple[str, ...]
     spans: tuple[Span, ...] = ()
     real: bool = True
@@ -351,18 +359,25 @@ def _assemble(
         reward=_labels([group.reward for group in groups]),
         weight=_labels([group.weight for group in groups]),
         twin=_twins(groups),
-        ref_logps=_labels(
-            [
-                None if group.ref_logps is None else [v for part in group.ref_logps for v in part]
-                for group in groups
-            ]
-        ),
+        ref_logps=_token_labels([group.ref_logps for group in groups]),
+        mark=_token_labels([group.mark for group in groups], torch.int64),
+        score=_token_labels([group.score for group in groups]),
         origins=tuple(group.origin for group in groups),
     )
 
 
-def _labels(values: Sequence[Sequence[float] | None]) -> Tensor | None:
-    """One flat float32 tensor, or None where no group has the label.
+def _token_labels(
+    values: Sequence[Sequence[Sequence[float]] | None], dtype: torch.dtype = torch.float32
+) -> Tensor | None:
+    """(N,) labels of the tokens of all responses, or None where no group has them."""
+    flat = [None if value is None else [x for part in value for x in part] for value in values]
+    return _labels(flat, dtype)
+
+
+def _labels(
+    values: Sequence[Sequence[float] | None], dtype: torch.dtype = torch.float32
+) -> Tensor | None:
+    """One flat tensor, or None where no group has the label.
 
     Raises:
         ValueError: Some groups have the label and some have not.
@@ -372,7 +387,7 @@ def _labels(values: Sequence[Sequence[float] | None]) -> Tensor | None:
         return None
     if len(present) < len(values):
         raise ValueError("some groups of one batch carry a label that others lack")
-    return torch.tensor([number for value in present for number in value], dtype=torch.float32)
+    return torch.tensor([number for value in present for number in value], dtype=dtype)
 
 
 def _twins(groups: Sequence[TokenGroup]) -> Tensor | None:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from jinja2.exceptions import TemplateError
 
 from alignment.cli import UserError
-from alignment.core.groups import Content, Group, RowError
+from alignment.core.groups import Content, Group, Response, RowError, text_of
 from alignment.core.packing import TokenGroup
+from alignment.core.token_labels import segment_scores, span_marks, token_ranges
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,7 +63,7 @@ class Renderer:
             )
 
     @cached_property
-    def _end_tokens(self) -> frozenset[int]:
+    def end_tokens(self) -> frozenset[int]:
         """Tokens that end a turn: the end of sequence, and special tokens named for it."""
         names = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|return|>", "<turn|>")
         added = self.tokenizer.added_tokens_decoder.items()
@@ -74,18 +75,22 @@ class Renderer:
 
         Raises:
             RowError: The row cannot be used: `prompt_too_long`, `too_long`, `no_end_of_turn`,
-                `prompt_not_prefix`, `template_error`, `views_differ` or `empty_prompt`.
+                `prompt_not_prefix`, `template_error`, `views_differ`, `empty_prompt` or
+                `text_not_found`.
             UserError: The data is conversational and the tokenizer has no chat template.
         """
-        contexts, responses = [], []
+        contexts, responses, marks, scores = [], [], [], []
         notices: set[str] = set()
         for response in group.responses:
             prompt = group.prompt if response.prompt is None else response.prompt
             render = self._text if isinstance(prompt, str) else self._messages
             context_ids, response_ids = render(prompt, response.content, notices)
+            mark, score = self._labels(prompt, response, response_ids)
             context_ids, response_ids = self._fit(context_ids, response_ids, notices)
             contexts.append(context_ids)
             responses.append(response_ids)
+            marks.append(mark and mark[: len(response_ids)])
+            scores.append(score and score[: len(response_ids)])
         rewards = [response.reward for response in group.responses]
         weights = [response.weight for response in group.responses]
         twins = [response.twin for response in group.responses]
@@ -103,9 +108,40 @@ class Renderer:
             reward=None if None in rewards else rewards,
             weight=None if None in weights else weights,
             twin=None if set(twins) == {None} else [-1 if t is None else t for t in twins],
+            mark=None if None in marks else marks,
+            score=None if None in scores else scores,
             origin=origin,
         )
         return Rendered(tokens, tuple(sorted(notices)))
+
+    def _labels(
+        self, prompt: Content, response: Response, ids: list[int]
+    ) -> tuple[list[int] | None, list[float] | None]:
+        """Marks and scores of a response's tokens, from its flagged spans and scored segments."""
+        if response.spans is None and response.segments is None:
+            return None, None
+        ranges = self._ranges(prompt, response.content, ids)
+        return (
+            None if response.spans is None else span_marks(ranges, response.spans),
+            None if response.segments is None else segment_scores(ranges, response.segments),
+        )
+
+    def _ranges(self, prompt: Content, response: Content, ids: list[int]) -> list[tuple[int, int]]:
+        """The characters of a response's text that each of its tokens stands for."""
+        if isinstance(prompt, str):
+            return token_ranges(self.tokenizer, prompt, str(response), ids)
+        before = self._rendered(prompt, add_generation_prompt=True)
+        after = self._rendered([*prompt, *response])[len(before) :]
+        text = text_of(response)
+        start = after.find(text.strip())
+        if start < 0:
+            raise RowError(
+                "text_not_found",
+                "the chat template changes the response's text, so spans of it cannot be found",
+            )
+        start -= len(text) - len(text.lstrip())
+        ranges = token_ranges(self.tokenizer, "", after, ids)
+        return [(first - start, last - start) for first, last in ranges]
 
     def _text(
         self, prompt: Content, response: Content, notices: set[str]
@@ -167,7 +203,7 @@ class Renderer:
         """How many tokens there are up to the one that ends the last turn; None where none does."""
         length = None
         for index in reversed(range(len(ids))):
-            if ids[index] in self._end_tokens:
+            if ids[index] in self.end_tokens:
                 length = index + 1
             elif self.tokenizer.decode(ids[index : index + 1]).strip():
                 break

@@ -25,13 +25,16 @@ from alignment.core.divergences import (
     compare_tokens,
     token_divergences,
 )
-from alignment.core.logps import HeadTransform, token_logps
+from alignment.core.logps import HeadTransform, accumulation_dtype, token_logps
 from alignment.core.packing import PackedBatch
 from alignment.core.ragged import allow_ragged
 from alignment.objectives.base import DivergenceSpec, GroupTerms, Objective, Progress
 
 REFERENCE_ADAPTER = "ref"
 """Name of a frozen copy of the policy's adapter as it was before training."""
+
+VALUE_HEAD = "value_head"
+"""Name of the module that gives one trainable number per token."""
 
 
 @dataclass
@@ -40,6 +43,7 @@ class ScoredOutput(ModelOutput):
 
     Attributes:
         logps: (N,) nats, log-prob of each response token.
+        token_values: (N,) what the value head reads at the predicting positions; None without one.
         teacher_logps: (N,) nats, those of a teacher that was compared in the same walk over the
             vocabulary, which leaves both without gradient.
         divergences: (N, D) nats, as `Comparison.specs` asks; None without a comparison.
@@ -47,6 +51,7 @@ class ScoredOutput(ModelOutput):
     """
 
     logps: Tensor | None = None
+    token_values: Tensor | None = None
     teacher_logps: Tensor | None = None
     divergences: Tensor | None = None
     head: HeadInput | None = None
@@ -61,11 +66,26 @@ class Comparison:
         specs: The divergences to compute, or a function that gives them from log-probs.
         teacher_logps: (N,) nats, where the gradient of the policy's log-probs is needed, which then
             take a walk over the vocabulary of their own; None leaves all to one walk.
+        second: The second teacher's half, for kinds that compare two.
     """
 
     teacher: HeadInput
     specs: Sequence[DivergenceSpec] | SpecsOfLogps
     teacher_logps: Tensor | None = None
+    second: HeadInput | None = None
+
+
+def add_value_head(model: PreTrainedModel) -> None:
+    """Gives a model a head that reads one number per token from its hidden states, 0 at first.
+
+    An adapter trains and saves it under `modules_to_save`; a model without adapter saves it among
+    its own weights.
+    """
+    size = model.config.get_text_config().hidden_size
+    head = nn.Linear(size, 1, device=model.device, dtype=model.dtype)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    model.add_module(VALUE_HEAD, head)
 
 
 def add_scored_forward(model: PreTrainedModel) -> None:
@@ -118,7 +138,12 @@ def add_scored_forward(model: PreTrainedModel) -> None:
             )
 
         rows = hidden.flatten(0, 1).index_select(0, packed.predicts)
-        return _call_as(head, score, rows)
+        scored = _call_as(head, score, rows)
+        value_head = getattr(self, VALUE_HEAD, None)
+        if value_head is not None:
+            values = value_head(rows).squeeze(-1)
+            scored.token_values = values.to(accumulation_dtype(values.dtype))
+        return scored
 
     # transformers' generation reads the signature of the original.
     model.forward = types.MethodType(forward, model)
@@ -128,12 +153,14 @@ def _compared(own: HeadInput, packed: PackedBatch, compare: Comparison) -> Score
     """Log-probs and divergences, in one walk over the vocabulary where that is enough."""
     segments, teacher, specs = packed.response_of_token, compare.teacher, compare.specs
     if compare.teacher_logps is None:
-        found = compare_tokens(own, teacher, segments, specs, targets=packed.targets)
+        found = compare_tokens(
+            own, teacher, segments, specs, targets=packed.targets, second=compare.second
+        )
         return ScoredOutput(**found._asdict())
     logps = token_logps(own.hidden, own.weight, packed.targets, own.bias, own.transform)
     if callable(specs):
         specs = specs(logps, compare.teacher_logps)
-    values = token_divergences(own, teacher, segments, specs)
+    values = token_divergences(own, teacher, segments, specs, second=compare.second)
     return ScoredOutput(logps=logps, teacher_logps=compare.teacher_logps, divergences=values)
 
 
@@ -149,6 +176,8 @@ class Scorer:
         teacher: A frozen teacher, where the objective needs one.
         meant_to_differ: The reference is another model than the policy started from.
         reference_is_start: The reference is the policy before its first step, so it must be stored.
+        second_ref_model: A second frozen reference, where the objective needs one.
+        second_teacher: A second frozen teacher, where the objective needs one.
     """
 
     objective: Objective
@@ -157,6 +186,8 @@ class Scorer:
     teacher: nn.Module | None = None
     meant_to_differ: bool = False
     reference_is_start: bool = False
+    second_ref_model: nn.Module | None = None
+    second_teacher: nn.Module | None = None
 
     def __call__(
         self,
@@ -172,26 +203,34 @@ class Scorer:
         def specs_of(logps: Tensor, teacher_logps: Tensor) -> Sequence[DivergenceSpec]:
             return self.objective.divergences(labels(logps=logps, teacher_logps=teacher_logps))
 
-        ref_logps = teacher_logps = compare = None
+        ref_logps = second_ref_logps = teacher_logps = compare = None
         if "reference" in self.objective.needs:
             ref_logps = self.reference_logps(model, batch)
+        if "second_reference" in self.objective.needs:
+            second_ref_logps = self._ask("second_ref_model", batch).logps
         if "teacher" in self.objective.needs:
             known = labels(logps=torch.zeros(batch.targets.shape, device=batch.targets.device))
             use = self.objective.logps_use(known)
             compares = type(self.objective).divergences is not Objective.divergences
-            told = self._teach(batch, with_logps=use == "gradient", keep_head=compares)
+            told = self._ask("teacher", batch, with_logps=use == "gradient", keep_head=compares)
+            second = None
+            if "second_teacher" in self.objective.needs:
+                second = self._ask("second_teacher", batch, with_logps=False, keep_head=True).head
             teacher_logps = told.logps
             if told.head is not None:
                 compare = Comparison(
                     told.head,
                     self.objective.divergences(known) if use == "logged" else specs_of,
                     teacher_logps,
+                    second,
                 )
         scored = model(packed=batch, compare=compare)
         return labels(
             logps=scored.logps,
             ref_logps=ref_logps,
+            second_ref_logps=second_ref_logps,
             teacher_logps=teacher_logps if compare is None else scored.teacher_logps,
+            values=scored.token_values,
             divergences=scored.divergences,
         )
 
@@ -200,13 +239,28 @@ class Scorer:
         batch: PackedBatch,
         progress: Progress | None = None,
         state: Mapping[str, Tensor] | None = None,
+        model: nn.Module | None = None,
     ) -> Tensor:
-        """(T,) float64, what each loss term of a batch counts; no model is run.
+        """(T,) float64, what each loss term of a batch counts.
 
-        Counts come from labels alone, so log-probs and divergences of zero serve to read them.
+        Counts come from labels alone, so log-probs and divergences of zero serve to read them and
+        no model is run, unless the objective's counts read the policy.
+
+        Args:
+            batch: The labels.
+            progress: Where training stands.
+            state: Of the objective.
+            model: The policy, for objectives whose counts read it.
         """
+        if self.objective.counts_read_policy and model is not None:
+            with torch.no_grad(), evaluating(model):
+                counts = self.objective(self(model, batch, progress, state)).counts()
+            return counts if batch.real else torch.zeros_like(counts)
         zeros = torch.zeros(batch.targets.shape, device=batch.targets.device)
-        given = {"ref_logps": zeros, "teacher_logps": zeros, "progress": progress or Progress()}
+        given: dict[str, Any] = {
+            **dict.fromkeys(("ref_logps", "second_ref_logps", "teacher_logps", "values"), zeros),
+            "progress": progress or Progress(),
+        }
         with torch.no_grad():
             terms = label_terms(batch, logps=zeros, state=state or {}, **given)
             columns = len(self.objective.divergences(terms))
@@ -215,12 +269,13 @@ class Scorer:
             counts = self.objective(terms).counts()
         return counts if batch.real else torch.zeros_like(counts)
 
-    def _teach(self, batch: PackedBatch, **wanted: bool) -> ScoredOutput:
-        if self.teacher is None:
-            name = type(self.objective).__name__
-            raise ValueError(f"{name} needs a teacher: set `teacher_model_name_or_path`")
-        with torch.no_grad(), evaluating(self.teacher):
-            output: ScoredOutput = self.teacher(packed=batch, **wanted)
+    def _ask(self, name: str, batch: PackedBatch, **wanted: bool) -> ScoredOutput:
+        """What a frozen model says of a batch."""
+        frozen: nn.Module | None = getattr(self, name)
+        if frozen is None:
+            raise ValueError(lacks_model(self.objective, name))
+        with torch.no_grad(), evaluating(frozen):
+            output: ScoredOutput = frozen(packed=batch, **wanted)
         return output
 
     def reference_logps(self, model: nn.Module, batch: PackedBatch) -> Tensor:
@@ -261,6 +316,17 @@ class Scorer:
             policy.set_adapter(trained)
 
 
+def model_key(name: str) -> str:
+    """The key of a recipe that names one of the frozen models."""
+    return f"{name.removesuffix('_model')}_model_name_or_path"
+
+
+def lacks_model(objective: Objective, name: str) -> str:
+    """One line about a frozen model that an objective needs and nobody named."""
+    words = name.removesuffix("_model").replace("_", " ").replace("ref", "reference")
+    return f"{type(objective).__name__} needs a {words}: set `{model_key(name)}`"
+
+
 def policy_logps(model: nn.Module, batch: PackedBatch) -> Tensor:
     """(N,) log-probs of the response tokens; `add_scored_forward` has prepared the model."""
     logps: Tensor = model(packed=batch).logps
@@ -281,6 +347,8 @@ def label_terms(batch: PackedBatch, **values: Any) -> GroupTerms:
         reward=batch.reward,
         weight=batch.weight,
         twin=batch.twin,
+        mark=batch.mark,
+        score=batch.score,
         **values,
     )
 

@@ -4,7 +4,8 @@ An objective never sees a model, a padded position or a vocabulary. It is handed
 the response tokens of some whole groups and returns, for each term of its loss, one sum and one
 count per group. Counts come from labels alone, so a trainer can add them up over an accumulation
 window and all processes before the first forward; the loss then depends on neither micro-batches
-nor packing nor the number of processes.
+nor packing nor the number of processes. Where a count reads the policy, the objective says so, and
+a pass without gradient comes first.
 
 Shape letters: G groups, R responses, N response tokens, D divergences.
 """
@@ -20,9 +21,29 @@ from typing import ClassVar, Literal, NamedTuple, get_args, get_origin, get_type
 import torch
 from torch import Tensor
 
-Need = Literal["reference", "teacher", "reward", "role", "pairs", "twin"]
+Need = Literal[
+    "reference",
+    "second_reference",
+    "teacher",
+    "second_teacher",
+    "values",
+    "reward",
+    "role",
+    "pairs",
+    "one_rejected",
+    "twin",
+    "edits",
+    "spans",
+    "scores",
+]
 DivergenceKind = Literal[
-    "skewed_forward_kl", "skewed_reverse_kl", "anchored_reverse_kl", "jensen_shannon"
+    "skewed_forward_kl",
+    "skewed_reverse_kl",
+    "anchored_reverse_kl",
+    "jensen_shannon",
+    "bucketed_forward_kl",
+    "expected_advantage",
+    "clipped_advantage",
 ]
 LogpsUse = Literal["gradient", "constant", "logged"]
 
@@ -72,7 +93,7 @@ class LossTerm(NamedTuple):
 
     Attributes:
         sums: (G,) carries gradient; nats unless the method says otherwise.
-        counts: (G,) from labels alone, never from log-probs.
+        counts: (G,) from labels alone, unless the objective is one whose `counts_read_policy`.
         scale: Constant factor of the term.
     """
 
@@ -90,7 +111,7 @@ class LossTerm(NamedTuple):
 class DivergenceSpec:
     """A divergence per token between teacher p and student q, over their common vocabulary.
 
-    With a the skew of the token's response:
+    With a the skew of the token's response, r the second teacher and A(v) = log p(v) - log r(v):
 
     | kind | value | q in the mixture |
     |---|---|---|
@@ -98,17 +119,25 @@ class DivergenceSpec:
     | `skewed_reverse_kl` | KL(q, (1 - a) p + a q); at a = 0 KL(q, p) | carries gradient |
     | `anchored_reverse_kl` | the same value | constant |
     | `jensen_shannon` | a KL(p, m) + (1 - a) KL(q, m), m = a p + (1 - a) q | carries gradient |
+    | `bucketed_forward_kl` | KL(p, q) on the `top_k` likeliest tokens of p and one bucket for the \
+    rest | carries gradient |
+    | `expected_advantage` | the sum over those tokens of q(v) A(v) | carries gradient |
+    | `clipped_advantage` | the same with q and A cut to (0, 1), the rest in a bucket where A is 0 \
+    | carries gradient |
 
     Attributes:
         kind: One of the table.
-        skew: (R,) in [0, 1]; where it requires grad, strictly between 0 and 1.
+        skew: (R,) in [0, 1]; where it requires grad, strictly between 0 and 1. The last three kinds
+            have none: zeros.
         where: (R,) bool, the responses whose tokens are compared; the others get zero and cost
             nothing. None compares all.
+        top_k: How many tokens the last three kinds keep; None keeps the whole vocabulary.
     """
 
     kind: DivergenceKind
     skew: Tensor
     where: Tensor | None = None
+    top_k: int | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +154,15 @@ class GroupTerms:
         weight: (R,) weight of a response from the data; None where the data has none.
         twin: (R,) int64, set on a judged view only: the index of its plain view; -1 elsewhere.
         ref_logps: (N,) nats, detached; None where no reference was asked for.
+        second_ref_logps: (N,) nats, detached, those of the second reference; None where none was
+            asked for.
         teacher_logps: (N,) nats, detached; None where there is no teacher.
+        mark: (N,) int64 label of a token from the data: +1 inserted or substituted, -1 deleted,
+            replaced or flagged, 0 neither; None where none was asked for.
+        score: (N,) score of a token from the data, that of its segment; None where none was asked
+            for.
+        values: (N,) a trainable value read at the position that predicts the token; carries
+            gradient. None where none was asked for.
         divergences: (N, D) per-token divergences in the order of `Objective.divergences`; None
             without specs.
         progress: Step and epoch counters.
@@ -143,7 +180,11 @@ class GroupTerms:
     weight: Tensor | None = None
     twin: Tensor | None = None
     ref_logps: Tensor | None = None
+    second_ref_logps: Tensor | None = None
     teacher_logps: Tensor | None = None
+    mark: Tensor | None = None
+    score: Tensor | None = None
+    values: Tensor | None = None
     divergences: Tensor | None = None
     progress: Progress = Progress()
     state: Mapping[str, Tensor] = field(default_factory=dict)
@@ -154,7 +195,11 @@ class GroupTerms:
             "logps": tokens,
             "response_of_token": tokens,
             "ref_logps": tokens,
+            "second_ref_logps": tokens,
             "teacher_logps": tokens,
+            "mark": tokens,
+            "score": tokens,
+            "values": tokens,
             "group_of_response": responses,
             "role": responses,
             "reward": responses,
@@ -272,11 +317,20 @@ class Objective(ABC):
     def needs(self) -> frozenset[Need]:
         """What the method reads beside the policy's log-probs.
 
-        `reference`, `teacher`, `reward`, `role` (every response is +1 or -1), `pairs` (one chosen
-        and one rejected response per group) or `twin`. A subclass sets it as a class variable, or
-        as a property where it depends on its fields.
+        Of models: `reference`, `second_reference`, `teacher`, `second_teacher`, or `values` (a head
+        that is trained along and gives one number per token). Of data: `reward`, `role` (every
+        response is +1 or -1), `pairs` (one chosen and one rejected response per group),
+        `one_rejected` (one rejected response and at least one chosen), `twin`, and per token
+        `edits` (marks of what was edited between the two sides of a pair), `spans` (marks of
+        flagged spans) or `scores` (of segments). A subclass sets it as a class variable, or as a
+        property where it depends on its fields.
         """
         return frozenset()
+
+    @property
+    def counts_read_policy(self) -> bool:
+        """Whether counts depend on the policy's log-probs, which costs one more forward pass."""
+        return False
 
     @abstractmethod
     def __call__(self, terms: GroupTerms) -> ObjectiveOutput:
@@ -450,6 +504,55 @@ def twin_tokens(terms: GroupTerms) -> tuple[Tensor, Tensor]:
     (tokens,) = torch.nonzero(terms.twin[terms.response_of_token] >= 0, as_tuple=True)
     view = terms.response_of_token[tokens]
     return tokens, tokens - starts[view] + starts[terms.twin[view]]
+
+
+def token_marks(terms: GroupTerms) -> Tensor:
+    """(N,) int64 marks of the tokens from the data.
+
+    Raises:
+        ValueError: The terms carry no marks.
+    """
+    if terms.mark is None:
+        raise ValueError("this objective reads marks of tokens, but `mark` is missing")
+    return terms.mark
+
+
+def token_scores(terms: GroupTerms) -> Tensor:
+    """(N,) scores of the tokens from the data, in the dtype of the log-probs.
+
+    Raises:
+        ValueError: The terms carry no scores, or one of them is not finite.
+    """
+    if terms.score is None:
+        raise ValueError("this objective reads scores of tokens, but `score` is missing")
+    if not terms.score.isfinite().all():
+        raise ValueError("`score` holds NaN or infinity: drop those segments from the data")
+    return terms.score.to(terms.logps)
+
+
+def log_complement(logps: Tensor, certain: float) -> Tensor:
+    """The log of 1 - p; the constant `certain`, without gradient, where p is exactly 1."""
+    is_certain = logps >= 0
+    return torch.where(
+        is_certain, certain, (-torch.expm1(logps.masked_fill(is_certain, -1.0))).log()
+    )
+
+
+def token_means(values: Tensor, counts: Tensor, terms: GroupTerms, scale: float = 1.0) -> LossTerm:
+    """The mean of per-token `values` (N,) over per-token `counts` (N,), as sums of each group."""
+    sums, sizes = (
+        part.new_zeros(terms.num_groups).index_add(0, terms.group_of_token, part)
+        for part in (values, counts)
+    )
+    return LossTerm(sums, sizes, scale)
+
+
+def places(terms: GroupTerms) -> Tensor:
+    """(R,) int64, the place of each response in its group, in the order of the data from 0."""
+    sizes = torch.bincount(terms.group_of_response, minlength=terms.num_groups)
+    first = sizes.cumsum(0) - sizes
+    index = torch.arange(terms.num_responses, device=first.device)
+    return index - first[terms.group_of_response]
 
 
 def best_and_worst(terms: GroupTerms) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from alignment.objectives.base import (
     ObjectiveOutput,
     check_range,
     count_tokens,
+    log_complement,
     sum_responses,
     sum_tokens,
     twin_tokens,
@@ -80,7 +81,9 @@ class CUT(Objective):
         weights = self._weights(terms, view)
         if self.dynamic_weight == "paper":
             weights = weights * (self.gamma * with_judgment).exp()
-        losses = torch.where(selected, -weights * _log_complement(without), -_guarded(without))
+        losses = torch.where(
+            selected, -weights * log_complement(without, LOG_GUARD), -_guarded(without)
+        )
 
         nll = -sum_tokens(terms.logps, terms)  # (R,)
         contrast = torch.zeros_like(nll).index_add(0, view, losses)  # (R,)
@@ -129,12 +132,6 @@ def _mean(values: Tensor, counts: Tensor, members: Tensor, terms: GroupTerms) ->
     """The mean of responses' `values` (R,) over `counts` (R,), members only."""
     sums, sizes = (torch.where(members, part, 0.0) for part in (values, counts))
     return LossTerm(sum_responses(sums, terms), sum_responses(sizes, terms))
-
-
-def _log_complement(logps: Tensor) -> Tensor:
-    """The log of 1 - p; the release's constant, without gradient, where p is exactly 1."""
-    certain = logps >= 0
-    return torch.where(certain, LOG_GUARD, (-torch.expm1(logps.masked_fill(certain, -1.0))).log())
 
 
 def _guarded(logps: Tensor) -> Tensor:

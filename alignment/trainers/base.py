@@ -45,7 +45,7 @@ from alignment.trainers.config import GroupConfig
 from alignment.trainers.loading import load_policy, load_tokenizer, prepare_frozen
 from alignment.trainers.metrics import MeanLedger, response_metrics
 from alignment.trainers.start import check_layout, run_preflight, store_reference
-from alignment.trainers.teacher import check_teacher, load_teacher
+from alignment.trainers.teacher import Frozen, check_frozen, load_frozen
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -67,6 +67,8 @@ class GroupTrainer(_BaseTrainer):
         ref_model: A frozen reference; by default the policy without its adapter, and without
             adapter a copy of the model as it was loaded.
         teacher_model: A frozen teacher, for objectives that need one.
+        second_teacher_model: What the teacher is compared with, for objectives that need it.
+        second_ref_model: A second frozen reference, for objectives that need one.
         objective: An objective; by default the one that `args` names.
         quantization_config: Loads the model in 4 or 8 bit.
         peft_config: Trains an adapter instead of the model.
@@ -96,6 +98,8 @@ class GroupTrainer(_BaseTrainer):
         *,
         ref_model: str | PreTrainedModel | None = None,
         teacher_model: str | PreTrainedModel | None = None,
+        second_teacher_model: str | PreTrainedModel | None = None,
+        second_ref_model: str | PreTrainedModel | None = None,
         objective: Objective | None = None,
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
@@ -105,7 +109,8 @@ class GroupTrainer(_BaseTrainer):
         kwargs = cast("dict[str, Any]", args.objective_kwargs or {})
         self.objective = objective or load_objective(args.objective, kwargs)
         tokenizer = processing_class or load_tokenizer(model, args)
-        check_teacher(self.objective, model, teacher_model, tokenizer, args)
+        wanted = Frozen(teacher_model, second_teacher_model, second_ref_model)
+        check_frozen(self.objective, model, wanted, tokenizer, args)
         prepare = preparation(self.objective, tokenizer, args)
         train_groups = _prepared(prepare, train_dataset, "train")
         eval_groups = _prepared_splits(prepare, eval_dataset)
@@ -118,9 +123,10 @@ class GroupTrainer(_BaseTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
             keep_start=needs_reference and ref_model is None and not args.precompute_ref_log_probs,
+            with_values="values" in self.objective.needs,
         )
-        teacher = load_teacher(self.objective, teacher_model, args)
-        configs = [policy.base.config] if teacher is None else [policy.base.config, teacher.config]
+        others = load_frozen(self.objective, wanted, args)
+        configs = [known.config for known in (policy.base, *others.values())]
         self.layout, self.layout_reason = choose_layout(args.layout, configs)
         self.plan = plan_run(train_groups, args, self.layout)
         # Engines read the accumulation when they are built.
@@ -148,7 +154,7 @@ class GroupTrainer(_BaseTrainer):
         frozen = None
         if needs_reference:
             frozen = policy.frozen_reference(ref_model, args, quantization_config)
-        models = [model for model in (policy.base, frozen, teacher) if model is not None]
+        models = [known for known in (policy.base, frozen, *others.values()) if known is not None]
         self.layout = without_padding(self.layout, models)
         if self.layout == "ragged":
             self.layout_reason += ", and none is padded"
@@ -156,10 +162,10 @@ class GroupTrainer(_BaseTrainer):
         self.scorer = Scorer(
             objective=self.objective,
             ref_model=prepare_frozen(frozen, self.accelerator),
-            teacher=prepare_frozen(teacher, self.accelerator),
             unwrap=self.accelerator.unwrap_model,
             meant_to_differ=ref_model is not None,
             reference_is_start=frozen is None and not is_peft_model(policy.model),
+            **{name: prepare_frozen(known, self.accelerator) for name, known in others.items()},
         )
         self.name_reference = functools.partial(policy.reference_name, ref_model)
         self.model.add_model_tags(self._tag_names)
@@ -209,7 +215,12 @@ class GroupTrainer(_BaseTrainer):
         if not batches:
             return batches, None
         now = (self._progress(), self._state.tensors())
-        counts = torch.stack([self.scorer.counts(batch, *now) for batch in batches]).sum(0)
+        model = self.model_wrapped if self.objective.counts_read_policy else None
+        if model is not None:
+            batches = [batch.to(device) for batch in batches]
+        with self.compute_loss_context_manager():
+            found = [self.scorer.counts(batch, *now, model=model) for batch in batches]
+        counts = torch.stack(found).sum(0)
         return batches, self.accelerator.reduce(counts.to(device), reduction="sum")
 
     def _prepare_inputs(self, inputs: Any) -> Any:

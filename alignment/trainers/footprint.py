@@ -36,6 +36,7 @@ from alignment.trainers.loading import (
     load_tokenizer,
     not_a_model,
 )
+from alignment.trainers.teacher import Frozen
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -128,14 +129,14 @@ class Models:
         policy: With its adapter, if any.
         base: Without it.
         reference: A separate frozen reference, None where there is none.
-        teacher: A frozen teacher, None where there is none.
+        frozen: Other frozen models, such as a teacher, by name.
         bits: 4 or 8 where linear layers are quantised, else 0.
     """
 
     policy: Any
     base: PreTrainedModel
     reference: PreTrainedModel | None
-    teacher: PreTrainedModel | None
+    frozen: Mapping[str, PreTrainedModel]
     bits: int = 0
 
 
@@ -159,7 +160,9 @@ def trace_step(  # noqa: PLR0913 - everything a step depends on
         accumulating: Gradients of an earlier pass are there already.
     """
     policy, mode = models.policy, FakeTensorMode(allow_non_fake_inputs=True)
-    extra = [model for model in (models.reference, models.teacher) if model is not None]
+    extra = [*models.frozen.values()]
+    if models.reference is not None:
+        extra.insert(0, models.reference)
     for model in (policy, *extra):
         _become_fake(model, mode)
     weights = [*policy.parameters()]
@@ -167,7 +170,7 @@ def trace_step(  # noqa: PLR0913 - everything a step depends on
     if checkpointing:
         policy.activation_checkpointing_enable(args.activation_checkpointing_kwargs)
     policy.train()
-    scorer = Scorer(objective, models.reference, lambda model: model, models.teacher)
+    scorer = Scorer(objective, models.reference, lambda model: model, **models.frozen)
     if args.precompute_ref_log_probs and "reference" in objective.needs:
         batch = replace(batch, ref_logps=torch.zeros(batch.targets.shape))
     ignored = [t for model in (policy, *extra) for t in (*model.parameters(), *model.buffers())]
@@ -227,7 +230,7 @@ def build_models(  # noqa: PLR0913 - everything a run's models depend on
     *,
     adapter: str | None = None,
     reference: str | None = None,
-    teacher: str | None = None,
+    others: Frozen | None = None,
 ) -> Models:
     """The models of a run on the meta device.
 
@@ -237,7 +240,7 @@ def build_models(  # noqa: PLR0913 - everything a run's models depend on
         objective: Whose needs decide which further models there are.
         adapter: An adapter that was trained before, of which a frozen copy is the reference.
         reference: Path or Hub id of a reference of its own.
-        teacher: Path or Hub id of the teacher.
+        others: Paths or Hub ids of the other frozen models.
 
     Raises:
         UserError: A model is of unknown type, or model and adapter do not fit.
@@ -252,19 +255,20 @@ def build_models(  # noqa: PLR0913 - everything a run's models depend on
             args,
             load_tokenizer(source, args),
             peft_config=config,
+            with_values="values" in objective.needs,
         )
         if adapter is not None:
             freeze_reference_adapter(policy.model)
         add_scored_forward(policy.base)
         separate = reference or (None if config is not None else source)
         stored = args.precompute_ref_log_probs
-        frozen = taught = None
+        frozen = None
         if "reference" in objective.needs and separate and (reference or not stored):
             frozen = _frozen(separate, args)
-        if "teacher" in objective.needs:
-            taught = _frozen(str(teacher), args)
+        names = (others or Frozen()).read_by(objective)
+        read = {name: _frozen(str(given), args) for name, given in names.items()}
     bits = 4 if wanted.load_in_4bit else 8 if wanted.load_in_8bit else 0
-    return Models(policy.model, policy.base, frozen, taught, bits)
+    return Models(policy.model, policy.base, frozen, read, bits)
 
 
 def _adapter_config(adapter: str) -> PeftConfig:

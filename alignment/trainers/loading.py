@@ -22,7 +22,12 @@ from trl.trainer.utils import create_model_from_path, disable_dropout_in_model
 
 from alignment.cli import UserError, nearest
 from alignment.core.reference import fingerprint_files
-from alignment.core.scoring import REFERENCE_ADAPTER, add_scored_forward
+from alignment.core.scoring import (
+    REFERENCE_ADAPTER,
+    VALUE_HEAD,
+    add_scored_forward,
+    add_value_head,
+)
 from alignment.trainers.config import GroupConfig
 
 if TYPE_CHECKING:
@@ -157,6 +162,7 @@ def load_policy(  # noqa: PLR0913 - as many as TRL's trainers take for the same
     quantization_config: BitsAndBytesConfig | None = None,
     peft_config: PeftConfig | None = None,
     keep_start: bool = False,
+    with_values: bool = False,
 ) -> Policy:
     """The policy as training wants it: adapter, precision, dropout, padding token.
 
@@ -167,6 +173,7 @@ def load_policy(  # noqa: PLR0913 - as many as TRL's trainers take for the same
         quantization_config: Loads the model in 4 or 8 bit.
         peft_config: A fresh adapter to train.
         keep_start: Keeps a copy of a model that was passed in, to be the reference.
+        with_values: Trains a head along that gives a value per token.
 
     Raises:
         UserError: Model and adapter do not fit.
@@ -179,6 +186,8 @@ def load_policy(  # noqa: PLR0913 - as many as TRL's trainers take for the same
         tokenizer.pad_token = tokenizer.eos_token
     policy.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     policy.generation_config.pad_token_id = tokenizer.pad_token_id
+    if with_values:
+        peft_config = _with_value_head(policy, peft_config)
     start = None
     if keep_start and source is None and peft_config is None and not is_peft_model(policy):
         start = copy.deepcopy(policy)
@@ -255,6 +264,23 @@ def _with_adapter(policy: PreTrainedModel, args: GroupConfig, config: PeftConfig
         )
         freeze_reference_adapter(adapted)
     return adapted
+
+
+def _with_value_head(policy: Any, config: PeftConfig | None) -> PeftConfig | None:
+    """Adds the value head; returns the adapter's configuration, which trains and saves it."""
+    if is_peft_model(policy):
+        if not hasattr(getattr(policy.get_base_model(), VALUE_HEAD, None), "modules_to_save"):
+            raise UserError(
+                "the adapter was trained without a value head, which this objective trains along: "
+                "merge it into the model, and train a fresh one"
+            )
+        return config
+    add_value_head(policy)
+    if config is None:
+        return None
+    config = copy.deepcopy(config)
+    config.modules_to_save = [*(config.modules_to_save or []), VALUE_HEAD]
+    return config
 
 
 def _check_adapter(policy: PeftModel) -> None:

@@ -1,74 +1,112 @@
-"""The teacher of objectives that need one: checked before anything is loaded, then loaded."""
+"""The frozen models of objectives that need them: checked before anything is loaded, then loaded.
+
+They are the teacher, and for a few methods a second teacher or a second reference.
+"""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import disable_dropout_in_model
 
 from alignment.cli import UserError
-from alignment.core.scoring import add_scored_forward
+from alignment.core.scoring import add_scored_forward, lacks_model, model_key
 from alignment.objectives.base import Objective
 from alignment.trainers.config import GroupConfig
 from alignment.trainers.loading import load_model, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
+Model: TypeAlias = "str | PreTrainedModel"
 
-def check_teacher(
+
+_NEED = {
+    "teacher": "teacher",
+    "second_teacher": "second_teacher",
+    "second_ref_model": "second_reference",
+}
+"""What an objective calls each of the frozen models."""
+
+
+class Frozen(NamedTuple):
+    """The frozen models of a run, or their names, beside the reference.
+
+    Attributes:
+        teacher: What the student learns from.
+        second_teacher: What the teacher is compared with.
+        second_ref_model: A reference for the responses that the first one does not serve.
+    """
+
+    teacher: Model | None = None
+    second_teacher: Model | None = None
+    second_ref_model: Model | None = None
+
+    def read_by(self, objective: Objective) -> dict[str, Model | None]:
+        """Those that an objective reads, by name."""
+        given = self._asdict().items()
+        return {name: model for name, model in given if _NEED[name] in objective.needs}
+
+
+def check_frozen(
     objective: Objective,
-    model: str | PreTrainedModel,
-    teacher: str | PreTrainedModel | None,
+    model: Model,
+    frozen: Frozen,
     tokenizer: PreTrainedTokenizerBase,
     args: GroupConfig,
 ) -> None:
-    """Checks that there is a teacher where one is needed, and that it can teach this student.
+    """Checks that there are the frozen models that are needed, and that they fit this student.
 
     Args:
         objective: Whose needs decide.
         model: The student, or its name.
-        teacher: The teacher, or its name.
-        tokenizer: The student's; that of a teacher given by name must be the same.
+        frozen: The models, or their names.
+        tokenizer: The student's; that of a model given by name must be the same.
         args: Settings.
 
     Raises:
-        UserError: There is none, it is the student, or it has another tokenizer.
+        UserError: One is missing, the teacher is the student, the second teacher is the first, or
+            one has another tokenizer.
     """
-    name = type(objective).__name__
-    if "teacher" not in objective.needs:
-        return
-    if teacher is None:
-        raise UserError(f"{name} needs a teacher: set `teacher_model_name_or_path`")
-    if teacher is model or (
-        isinstance(teacher, str) and isinstance(model, str) and _place(teacher) == _place(model)
-    ):
-        raise UserError(f"the teacher is the student itself (`{teacher}`): name another model")
-    if isinstance(teacher, str):
-        check_same_tokenizer(tokenizer, load_tokenizer(teacher, args), teacher)
+    for name, given in frozen.read_by(objective).items():
+        if given is None:
+            raise UserError(lacks_model(objective, name))
+        if name == "teacher" and _same(given, model):
+            raise UserError(f"the teacher is the student itself (`{given}`): name another model")
+        if name == "second_teacher" and _same(given, frozen.teacher):
+            raise UserError(
+                f"the second teacher is the first (`{given}`), so their difference is nothing: "
+                f"set `{model_key(name)}` to the model that the teacher started from"
+            )
+        if isinstance(given, str):
+            check_same_tokenizer(tokenizer, load_tokenizer(given, args), given)
 
 
-def load_teacher(
-    objective: Objective, teacher: str | PreTrainedModel | None, args: GroupConfig
-) -> PreTrainedModel | None:
-    """The frozen teacher, able to score packed batches; None where the objective reads none.
+def load_frozen(
+    objective: Objective, frozen: Frozen, args: GroupConfig
+) -> dict[str, PreTrainedModel]:
+    """The frozen models that the objective reads, by name and able to score packed batches.
 
     Args:
         objective: Whose needs decide.
-        teacher: A model, or its path or Hub id.
+        frozen: Models, or their paths or Hub ids.
         args: Settings.
 
     Raises:
         UserError: There is no such model.
     """
-    if teacher is None:
-        return None
-    if "teacher" not in objective.needs:
-        name = type(objective).__name__
-        logger.warning("%s reads no teacher; `teacher_model_name_or_path` is ignored", name)
-        return None
-    model = load_model(teacher, args) if isinstance(teacher, str) else teacher
+    read = frozen.read_by(objective)
+    for name, given in frozen._asdict().items():
+        if given is not None and name not in read:
+            words, key = _NEED[name].replace("_", " "), model_key(name)
+            logger.warning("%s reads no %s; `%s` is ignored", type(objective).__name__, words, key)
+    return {name: _load(given, args) for name, given in read.items() if given is not None}
+
+
+def _load(given: Model, args: GroupConfig) -> PreTrainedModel:
+    model = load_model(given, args) if isinstance(given, str) else given
     model.requires_grad_(False)
     disable_dropout_in_model(model)
     add_scored_forward(model)
@@ -93,6 +131,12 @@ def check_same_tokenizer(
             f"teacher `{name}` has another tokenizer than the student; {len(differing)} ids "
             f"differ, the first as student / teacher: {shown}; choose a teacher of the same family"
         )
+
+
+def _same(one: Model, other: Model | None) -> bool:
+    if isinstance(one, str) and isinstance(other, str):
+        return _place(one) == _place(other)
+    return one is other
 
 
 def _place(model: str) -> str:

@@ -15,7 +15,7 @@ from alignment.core.divergences import Chunks, HeadInput, compare_tokens, token_
 from alignment.core.logps import HeadTransform, token_logps
 from alignment.objectives.base import DivergenceKind, DivergenceSpec
 
-KINDS: tuple[DivergenceKind, ...] = get_args(DivergenceKind)
+KINDS: tuple[DivergenceKind, ...] = get_args(DivergenceKind)[:4]  # test_buckets.py has the others
 TOKENS, RESPONSES = 13, 3
 RESPONSE_OF_TOKEN = torch.tensor([0] * 6 + [1] * 2 + [2] * 5)
 SMALL = Chunks(rows=4, columns=5)

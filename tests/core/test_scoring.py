@@ -4,8 +4,8 @@ import functools
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, Literal, cast
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, cast
 
 import pytest
 import torch
@@ -21,12 +21,22 @@ from alignment.core.scoring import (
     REFERENCE_ADAPTER,
     Scorer,
     add_scored_forward,
+    add_value_head,
     evaluating,
     label_terms,
     policy_logps,
 )
 from alignment.objectives.apo import APO
-from alignment.objectives.base import GroupTerms, LogpsUse, Progress
+from alignment.objectives.base import (
+    DivergenceSpec,
+    GroupTerms,
+    LogpsUse,
+    LossTerm,
+    Need,
+    Objective,
+    ObjectiveOutput,
+    Progress,
+)
 from alignment.objectives.distillm2 import DistiLLM2
 from alignment.objectives.dpo import DPO
 from alignment.objectives.sft import SFT
@@ -520,3 +530,90 @@ def test_a_missing_teacher_is_named_with_the_remedy(llama: PreTrainedModel):
     add_scored_forward(llama)
     with pytest.raises(ValueError, match="DistiLLM2 needs a teacher: set `teacher_model_name"):
         scorer_of(DistiLLM2())(llama, pack(pairs(), "shared", PAD))
+
+
+# ---- Values, counts that read the policy, second models ----
+
+
+@dataclass(frozen=True)
+class Probe(Objective):
+    """Reads everything there is; counts the tokens that the policy thinks unlikely."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset(
+        {"teacher", "second_teacher", "reference", "second_reference", "values"}
+    )
+
+    @property
+    def counts_read_policy(self) -> bool:
+        return True
+
+    def divergences(self, terms: GroupTerms) -> tuple[DivergenceSpec, ...]:
+        skew = terms.logps.new_zeros(terms.num_responses)
+        return (DivergenceSpec("expected_advantage", skew),)
+
+    def __call__(self, terms: GroupTerms) -> ObjectiveOutput:
+        unlikely = (terms.logps < -5.5).to(terms.logps)
+        sums = terms.logps.new_zeros(terms.num_groups)
+        counts = sums.index_add(0, terms.group_of_token, unlikely)
+        return ObjectiveOutput((LossTerm(sums, counts),))
+
+
+def frozen_models() -> dict[str, PreTrainedModel]:
+    names = ("ref_model", "second_ref_model", "teacher", "second_teacher")
+    models = {name: tiny_model("llama", seed=seed) for seed, name in enumerate(names, 2)}
+    for model in models.values():
+        add_scored_forward(model)
+    return models
+
+
+def test_every_second_model_is_asked_and_the_value_head_is_read():
+    model, batch, frozen = tiny_model("llama"), pack(pairs(), "shared", PAD), frozen_models()
+    add_value_head(model)
+    add_scored_forward(model)
+    torch.nn.init.ones_(model.value_head.weight)
+    terms = scorer_of(Probe(), **frozen)(model, batch)
+    assert terms.second_ref_logps is not None
+    with torch.no_grad():
+        assert largest(terms.second_ref_logps, alone(frozen["second_ref_model"], pairs())) < 1e-5
+    assert terms.divergences is not None
+    assert terms.divergences.shape == (28, 1)
+    assert terms.values is not None
+    assert terms.values.std() > 0
+    terms.values.sum().backward()
+    assert model.value_head.weight.grad.abs().sum() > 0
+
+
+def test_a_value_head_starts_at_zero():
+    model = tiny_model("llama")
+    add_value_head(model)
+    add_scored_forward(model)
+    values = model(packed=pack(pairs(), "shared", PAD)).token_values
+    assert values.tolist() == [0.0] * 28
+
+
+def test_counts_that_read_the_policy_are_those_of_the_forward_pass():
+    model, batch, frozen = tiny_model("llama"), pack(pairs(), "shared", PAD), frozen_models()
+    add_value_head(model)
+    add_scored_forward(model)
+    scorer = scorer_of(Probe(), **frozen)
+    counts = scorer.counts(batch, model=model)
+    assert torch.equal(counts, Probe()(scorer(model, batch)).counts())
+    assert 0 < float(counts) < 28
+    filler = pack(pairs(), "shared", PAD, real=False)
+    assert scorer.counts(filler, model=model).tolist() == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("second_teacher", "needs a second teacher: set `second_teacher_model_name_or_path`"),
+        ("second_ref_model", "needs a second reference: set `second_ref_model_name_or_path`"),
+    ],
+)
+def test_a_missing_second_model_is_named_with_the_remedy(name: str, told: str):
+    model, frozen = tiny_model("llama"), frozen_models()
+    add_value_head(model)
+    add_scored_forward(model)
+    del frozen[name]
+    with pytest.raises(ValueError, match=told):
+        scorer_of(Probe(), **frozen)(model, pack(pairs(), "shared", PAD))

@@ -15,7 +15,8 @@ from alignment.objectives.base import GroupTerms, Objective
 class Reply:
     """One response: log-probs of its tokens under each model, and its labels.
 
-    `ref` and `teacher` default to the policy's own log-probs. `twin` counts within the group.
+    `ref`, `teacher` and `second_ref` default to the policy's own log-probs, `values` and the labels
+    of tokens to zeros. `twin` counts within the group.
     """
 
     logps: Sequence[float]
@@ -25,6 +26,10 @@ class Reply:
     reward: float = 0.0
     weight: float = 1.0
     twin: int = -1
+    mark: Sequence[int] | None = None
+    score: Sequence[float] | None = None
+    values: Sequence[float] | None = None
+    second_ref: Sequence[float] | None = None
 
 
 def chosen(*logps: float, ref: Sequence[float] | None = None) -> Reply:
@@ -44,7 +49,11 @@ def batch(*groups: Sequence[Reply]) -> GroupTerms:
     return GroupTerms(
         logps=_flat([reply.logps for reply in replies]).requires_grad_(),
         ref_logps=_flat([reply.ref or reply.logps for reply in replies]),
+        second_ref_logps=_flat([reply.second_ref or reply.logps for reply in replies]),
         teacher_logps=_flat([reply.teacher or reply.logps for reply in replies]),
+        mark=_flat([reply.mark or [0] * len(reply.logps) for reply in replies]).long(),
+        score=_flat([reply.score or [0.0] * len(reply.logps) for reply in replies]),
+        values=_flat([reply.values or [0.0] * len(reply.logps) for reply in replies]),
         response_of_token=torch.arange(len(replies)).repeat_interleave(
             torch.tensor([len(reply.logps) for reply in replies])
         ),

@@ -11,6 +11,7 @@ from alignment.core.packing import TokenGroup, pack
 from alignment.objectives import load_objective
 from alignment.trainers.config import GroupConfig
 from alignment.trainers.footprint import Footprint, LiveBytes, build_models, trace_step
+from alignment.trainers.teacher import Frozen
 from tests.tiny import save_tiny
 
 GROUP = TokenGroup.of([[1, 2, 3, 4]] * 2, [[5, 6, 7], [8, 9]], role=[1, -1], weight=[1.0, 1.0])
@@ -32,7 +33,7 @@ def footprint(  # noqa: PLR0913
     )
     args = GroupConfig(output_dir=str(folder / "out"), use_cpu=True, bf16=False)
     formula = load_objective(objective, {})
-    models = build_models(wanted, args, formula, teacher=teacher)
+    models = build_models(wanted, args, formula, others=Frozen(teacher))
     return trace_step(
         models,
         formula,
