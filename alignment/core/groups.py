@@ -6,7 +6,7 @@ This is the only file that knows column names. It needs nothing but the standard
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -213,33 +213,47 @@ def row_from_group(group: Group) -> dict[str, Any]:
     """
     if any(response.twin is not None for response in group.responses):
         raise RowError("judged", "a group with judged views has no row in TRL's columns")
-    row: dict[str, Any] = {"prompt": group.prompt}
     roles = [response.role for response in group.responses]
-    rewards = [response.reward for response in group.responses]
     if sorted(roles) == [REJECTED, CHOSEN]:
-        for name, role in (("chosen", CHOSEN), ("rejected", REJECTED)):
-            response = group.responses[roles.index(role)]
-            row[name] = response.content
-            row |= _given({f"score_{name}": response.reward})
+        columns = _pair_columns(group.responses)
     elif len(roles) == 1 and roles[0] != NEITHER:
-        (response,) = group.responses
-        row["completion"] = response.content
-        label = False if response.role == REJECTED else None
-        row |= _given({"label": label, "reward": response.reward, "weight": response.weight})
-        if response.spans is not None:
-            row["spans"] = [list(span) for span in response.spans]
-        if response.segments is not None:
-            row["segments"] = [part._asdict() for part in response.segments]
+        columns = _single_columns(group.responses[0])
     else:
-        row["responses"] = [response.content for response in group.responses]
-        row["rewards"] = rewards
-        if any(roles):
-            row["roles"] = roles
-        if any(response.model for response in group.responses):
-            row["models"] = [response.model for response in group.responses]
-    if group.meta:
-        row["meta"] = dict(group.meta)
-    return row
+        columns = _group_columns(group.responses)
+    meta = {"meta": dict(group.meta)} if group.meta else {}
+    return {"prompt": group.prompt, **columns, **meta}
+
+
+def _pair_columns(responses: Sequence[Response]) -> dict[str, Any]:
+    columns: dict[str, Any] = {}
+    for response in sorted(responses, key=lambda response: -response.role):
+        name = "chosen" if response.role == CHOSEN else "rejected"
+        columns[name] = response.content
+        columns |= _given({f"score_{name}": response.reward})
+    return columns
+
+
+def _single_columns(response: Response) -> dict[str, Any]:
+    spans, segments = response.spans, response.segments
+    return {"completion": response.content} | _given(
+        {
+            "label": False if response.role == REJECTED else None,
+            "reward": response.reward,
+            "weight": response.weight,
+            "spans": None if spans is None else [list(span) for span in spans],
+            "segments": None if segments is None else [part._asdict() for part in segments],
+        }
+    )
+
+
+def _group_columns(responses: Sequence[Response]) -> dict[str, Any]:
+    columns: dict[str, Any] = {"responses": [response.content for response in responses]}
+    for name in ("reward", "role", "model"):
+        values = [getattr(response, name) for response in responses]
+        unset = (None, NEITHER) if name == "role" else (None, "")
+        if any(value not in unset for value in values):
+            columns[f"{name}s"] = values
+    return columns
 
 
 def _given(columns: Mapping[str, Any]) -> dict[str, Any]:
