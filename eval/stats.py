@@ -52,6 +52,47 @@ class WinRate(NamedTuple):
     unjudged: int
 
 
+class HeadToHead(NamedTuple):
+    """A model against a baseline, in AlpacaEval's words; percent, and counts of prompts.
+
+    Attributes:
+        win_rate: 100 * mean preference.
+        standard_error: 100 * standard deviation (n - 1) / sqrt(n); None for a single prompt.
+        discrete_win_rate: As `win_rate`, with every preference rounded to a win, a loss or a draw.
+        n_total: Prompts judged.
+        n_wins: Prompts with a preference above one half.
+        n_wins_base: Prompts with a preference below one half.
+        n_draws: Prompts with a preference of one half.
+    """
+
+    win_rate: float
+    standard_error: float | None
+    discrete_win_rate: float
+    n_total: int
+    n_wins: int
+    n_wins_base: int
+    n_draws: int
+
+
+def head_to_head(preferences: npt.ArrayLike) -> HeadToHead:
+    """The numbers of AlpacaEval's table that need no lengths.
+
+    Args:
+        preferences: (n,) in [0, 1], 1 where the model wins.
+
+    Raises:
+        ValueError: There are no preferences.
+    """
+    data = np.asarray(preferences, dtype=np.float64)
+    if not data.size:
+        raise ValueError("a win rate needs at least one preference")
+    wins, losses = int((data > 0.5).sum()), int((data < 0.5).sum())
+    draws = data.size - wins - losses
+    error = 100 * float(data.std(ddof=1)) / data.size**0.5 if data.size > 1 else None
+    discrete = 100 * (wins + draws / 2) / data.size
+    return HeadToHead(100 * float(data.mean()), error, discrete, data.size, wins, losses, draws)
+
+
 def bootstrap_mean(
     values: npt.ArrayLike, seed: int, resamples: int = 10_000, level: float = 0.95
 ) -> Interval:

@@ -42,7 +42,11 @@ ENGINE = tuple(
     if name not in (*CONNECT, *BACKENDS)
 )
 HARNESS = tuple(
-    f"eval.{name}" for name in ("judge", "judge_files", "verdicts", "answers", "bundle", "stats")
+    f"eval.{name}"
+    for name in (
+        *("judge", "judge_files", "verdicts", "answers", "bundle", "stats"),
+        *("length_control", "annotations", "alpaca_report"),
+    )
 )
 """What evaluators share."""
 TRAINING = ("alignment.data", "alignment.core.*", "alignment.objectives", *CONTRACT, *FLOOR)
