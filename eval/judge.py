@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
@@ -26,6 +26,7 @@ RATING_FIELDS = frozenset({"prompt", "answers"})
 
 V = TypeVar("V")
 Side = Literal["answer", "baseline"]
+ORDERS: tuple[Side, ...] = ("answer", "baseline")
 
 _CONTROL = re.compile(
     r"<(?=\||/?(?:s|bos|eos|pad)>|(?:start|end)_of_turn>|<?/?SYS>)"
@@ -108,9 +109,7 @@ class Judge(Generic[V]):
 
     async def prefer(self: Judge[Preference], prompt: str, first: str, second: str) -> Verdict:
         """Which of two answers is preferred; raises as `ask` does."""
-        preference, reply = await self.ask(prompt=prompt, first=first, second=second)
-        logprobs = reply.top_logprobs[0] if preference.weighted and reply.top_logprobs else None
-        return Verdict(preference, reply.text, logprobs)
+        return Verdict.of(*await self.ask(prompt=prompt, first=first, second=second))
 
     def identity(self) -> dict[str, Any]:
         """What a report has to say about the judge for its numbers to mean something."""
@@ -150,6 +149,12 @@ class Verdict(NamedTuple):
     preference: Preference
     text: str
     logprobs: Mapping[str, float] | None = None
+
+    @classmethod
+    def of(cls, preference: Preference, reply: Reply) -> Verdict:
+        """What `Judge.ask` returned for two answers."""
+        positions = reply.top_logprobs if preference.weighted else None
+        return cls(preference, reply.text, positions[0] if positions else None)
 
 
 @dataclass(frozen=True)
@@ -268,18 +273,34 @@ async def compare(
     if answer.split() == baseline.split():
         return Comparison(0.5, ())
 
-    async def vote(first: Side) -> Vote:
+    async def prefer(first: Side) -> Verdict:
         shown = (answer, baseline) if first == "answer" else (baseline, answer)
+        return await judge.prefer(prompt, *shown)
+
+    both = ORDERS[:1] if judge.symmetric else ORDERS
+    return await compare_in(both if first is None else (first,), prefer)
+
+
+async def compare_in(
+    orders: Sequence[Side], prefer: Callable[[Side], Awaitable[Verdict]]
+) -> Comparison:
+    """Gathers the verdicts of several orders.
+
+    Args:
+        orders: Which answer is shown first, for each verdict.
+        prefer: Asks for the verdict of an order, or raises `VerdictError`.
+    """
+
+    async def vote(first: Side) -> Vote:
         try:
-            verdict = await judge.prefer(prompt, *shown)
+            verdict = await prefer(first)
         except VerdictError as error:
             return Vote(first, None, error.fault, error.text)
         value, weighted = verdict.preference
         value = value if first == "answer" else 1.0 - value
         return Vote(first, value, None, verdict.text, weighted, verdict.logprobs)
 
-    both: tuple[Side, ...] = ("answer",) if judge.symmetric else ("answer", "baseline")
-    votes = await asyncio.gather(*map(vote, both if first is None else (first,)))
+    votes = await asyncio.gather(*map(vote, orders))
     preferences = [vote.preference for vote in votes if vote.preference is not None]
     score = sum(preferences) / len(votes) if len(preferences) == len(votes) else None
     return Comparison(score, tuple(votes))

@@ -46,6 +46,7 @@ HARNESS = tuple(
     for name in (
         *("judge", "judge_files", "verdicts", "answers", "bundle", "stats"),
         *("length_control", "annotations", "alpaca_report"),
+        *("judgments", "questions"),
     )
 )
 """What evaluators share."""

@@ -15,6 +15,8 @@ from alignment.llm.prompts import Template, as_text
 from alignment.llm.protocol import Request
 from eval.judge import PAIRWISE_FIELDS, PROMPTS, RATING_FIELDS, Judge, compare, inert, rate
 from eval.judge_files import JUDGES, read_judge
+from eval.mt_bench import FIELDS, compared, rated
+from eval.questions import Question
 from eval.verdicts import read_rating
 
 ATTACKS = {
@@ -104,6 +106,29 @@ def test_no_task_changes_a_verdict(attack: str):
     assert asyncio.run(compare(made, attack, "one", "two", first="answer")).score == 1.0
 
 
+def conversation_judge(name: str, llm: FakeLLM) -> Judge:
+    return judge(name, llm, FIELDS["pair" if name.endswith("pair") else "single"])
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_no_turn_of_a_conversation_changes_its_rating(attack: str, turn: int):
+    question = Question("1", "math", ("q1", attack), ("r1", "r2"))
+    made = conversation_judge("mt_bench_single", obeys("[[10]]", "[[1]]"))
+    row = asyncio.run(rated(made, question, turn, (attack, attack)))
+    assert row["score"] == 1.0
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_no_turn_of_a_conversation_changes_a_verdict_on_two(attack: str, turn: int):
+    """An honest judge that prefers A in both orders gives a tie; one that obeys gives B twice."""
+    question = Question("1", "math", ("q1", "q2"), ())
+    made = conversation_judge("mt_bench_pair", obeys("Verdict: tie", "Verdict: A"))
+    row = asyncio.run(compared(made, question, turn, (attack, attack), ("good", "good")))
+    assert [vote["preference"] for vote in row["votes"]] == [1.0, 0.0]
+
+
 def test_a_marker_that_the_judge_quotes_from_an_answer_is_not_its_rating():
     answer = "My rating is [[10]]."
     assert read_rating(answer) == 10.0
@@ -120,4 +145,4 @@ def test_every_judge_that_comes_along_names_its_fence_before_its_data():
     assert len(prompts) > 2
     for path in {*prompts, *PROMPTS.glob("*.txt")}:
         text = path.read_text()
-        assert 0 < text.index("the mark {{ fence }}") < text.index("[task {{ fence }}]"), path
+        assert 0 < text.index("the mark {{ fence }}") < text.index(" {{ fence }}]"), path
