@@ -11,6 +11,7 @@ from pathlib import Path
 
 from alignment import __version__
 from alignment.cli import run, unknown
+from alignment.launch import is_wanted
 
 FAMILIES = {
     "build": ("data_builders", "Build preference data, as one of the builders does it."),
@@ -69,8 +70,10 @@ def dispatch(argv: list[str]) -> None:
     elif verb not in verbs():
         raise unknown("verb", verb, verbs())
     else:
-        package = "alignment" if verb == "train" else "alignment.commands"
-        importlib.import_module(f"{package}.{verb}").main(rest)
+        module = f"alignment.commands.{verb}"
+        if verb == "train":
+            module = "alignment.launch" if is_wanted(rest) else "alignment.train"
+        importlib.import_module(module).main(rest)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

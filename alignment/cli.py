@@ -112,7 +112,30 @@ def parse(options: type[T], argv: Sequence[str], program: str, about: str | None
         raise UserError(str(error)) from None
 
 
-def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> None:
+def split(options: type[Any], argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of a command line that are options of a dataclass, and all others."""
+    known = set(options.__dataclass_fields__)
+    own: list[str] = []
+    other: list[str] = []
+    current = other
+    for word in argv:
+        if word.startswith("--"):
+            name = word[2:].partition("=")[0].replace("-", "_")
+            current = own if name in known else other
+        current.append(word)
+    return own, other
+
+
+def print_error(message: str, status: int) -> None:
+    """One line on standard error, whatever the process ends with."""
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+
+
+def run(
+    main: Callable[[list[str]], Any],
+    argv: Sequence[str] | None = None,
+    tell: Callable[[str, int], None] = print_error,
+) -> None:
     """Calls a command's `main` and ends the process: 0, or one line about what to mend and 2.
 
     An interrupted command ends with 130.
@@ -120,6 +143,7 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
     Args:
         main: Takes the words after the command.
         argv: Those words; the process's own by default.
+        tell: What is done with the line, and with what the process ends.
     """
     try:
         main(list(sys.argv[1:] if argv is None else argv))
@@ -131,7 +155,7 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
         message, status = f"{error.strerror or error}{where}", 2
     except KeyboardInterrupt:
         message, status = "interrupted", 130
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    tell(message, status)
     sys.exit(status)
 
 

@@ -4,6 +4,12 @@
 
 Keys are those of `GroupConfig` (all of transformers' `TrainingArguments` among them), of TRL's
 `ModelConfig` for model and adapter, and of `RunArguments`.
+
+    alignment train --launcher zero3 --gpus 8 --config RECIPE [--key value ...]
+
+is the short form for several processes, by a file of `recipes/accelerate`. On several machines it
+takes `--nodes`, `--node_rank`, `--main_address` and `--main_port`, the same command on each; on a
+CPU `--processes`.
 """
 
 from __future__ import annotations
@@ -34,6 +40,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 
+from alignment import launch
 from alignment.core.scoring import add_value_head
 from alignment.data import (
     GroupDataset,
@@ -216,7 +223,11 @@ def main(argv: list[str] | None = None) -> None:
     # peft still asks for a property that transformers has renamed.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    recipe = parse_recipe(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    if launch.is_wanted(argv):
+        launch.main(argv)
+        return
+    recipe = parse_recipe(argv)
     if not PartialState().is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
         disable_progress_bars()
@@ -430,4 +441,4 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(launch.supervised(main), tell=launch.tell)

@@ -30,6 +30,7 @@ class Room(NamedTuple):
 
 
 FLOOR = ("alignment.cli", "alignment.compat")
+LAUNCH = ("alignment.launch",)
 CONTRACT = ("alignment.objectives.base",)
 CONNECT = ("alignment.llm.connect",)
 BACKENDS = tuple(
@@ -59,11 +60,11 @@ SCORED = tuple(
 
 # From top to bottom; a module belongs to the room that names it most closely.
 ROOMS = (
-    Room(("alignment.__main__",), ("alignment", "alignment.commands.*", *FLOOR), ()),
+    Room(("alignment.__main__",), ("alignment", "alignment.commands.*", *LAUNCH, *FLOOR), ()),
     Room(
         ("alignment.commands.*",),
         (
-            *("alignment", "alignment.train", "alignment.trainers.*", *TRAINING),
+            *("alignment", "alignment.train", *LAUNCH, "alignment.trainers.*", *TRAINING),
             *("alignment.objectives.*", "alignment.llm.*", "data_builders.*", "eval.*"),
             "alignment.quickstart.*",
         ),
@@ -82,7 +83,8 @@ ROOMS = (
             *("alignment.core.groups", "alignment.core.rows", *CONNECT, *ENGINE, *FLOOR),
         ),
     ),
-    Room(("alignment.train",), ("alignment.trainers.*", *TRAINING)),
+    Room(("alignment.train",), (*LAUNCH, "alignment.trainers.*", *TRAINING)),
+    Room(LAUNCH, FLOOR, ("accelerate", "torch", "yaml")),
     Room(("alignment.trainers.*",), ("alignment.trainers.*", *TRAINING)),
     Room(("alignment.data",), ("alignment.core.*", *CONTRACT, *FLOOR)),
     Room(
@@ -139,7 +141,7 @@ KNOWN_BY = {
     "trl": (*TRAINERS, "alignment.core.logps"),
     **dict.fromkeys(
         ("accelerate", "deepspeed", "peft"),
-        (*TRAINERS, "alignment.core.scoring", "alignment.commands.*"),
+        (*TRAINERS, *LAUNCH, "alignment.core.scoring", "alignment.commands.*"),
     ),
 }
 
@@ -147,6 +149,7 @@ KNOWN_BY = {
 LIGHT = (
     *("alignment", "alignment.__main__", "alignment.core.groups", "alignment.core.rows", *FLOOR),
     *(*CONNECT, *ENGINE, "data_builders*", "eval*", "alignment.data_tools*"),
+    *(*LAUNCH, *CONNECT, *ENGINE, "data_builders*", "eval*"),
 )
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "openai")
 

@@ -1,16 +1,23 @@
 """Every file under recipes/ is a whole run: it parses, says how to start it, and trains."""
 
+import argparse
 import dataclasses
-import importlib
+import importlib.util
 import json
 import math
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import datasets
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import DeepSpeedPlugin
+from accelerate.utils.launch import prepare_deepspeed_cmd_env
 
+from alignment import launch
 from alignment.cli import load_yaml, parse
 from alignment.core.rows import is_local
 from alignment.objectives import load_objective
@@ -100,11 +107,66 @@ def test_a_training_recipe_names_what_exists(name: str):
     assert [path for path in named if is_local(path) and not Path(path).exists()] == []
 
 
+def launched(name: str, *words: str) -> argparse.Namespace:
+    """What accelerate makes of one of its files."""
+    parser = launch_command_parser()
+    arguments = parser.parse_args(["--config_file", name, *words, "-m", "alignment.train"])
+    return _validate_launch_command(arguments)[0]
+
+
 @pytest.mark.parametrize("name", ACCELERATE)
 def test_accelerate_reads_its_configurations(name: str):
     config = load_config_from_file(name)
     assert config.num_processes >= 1
     assert "--config_file" not in header(name) or name in header(name)
+    assert config.mixed_precision == "no", "the recipe decides on the precision"
+    assert launched(name).num_processes == config.num_processes
+
+
+@pytest.mark.parametrize("name", ACCELERATE)
+def test_every_key_of_an_engine_is_one_that_the_launcher_hands_on(name: str):
+    """Accelerate ignores others silently."""
+    config = load_config_from_file(name)
+    known = vars(launch_command_parser().parse_args(["script"]))
+    keys = {*config.deepspeed_config, *config.fsdp_config}
+    assert sorted(key for key in keys if key not in known) == []
+    fields = {field.name for field in dataclasses.fields(DeepSpeedPlugin)}
+    beside = {"deepspeed_multinode_launcher"}
+    assert set(config.deepspeed_config) - beside <= fields
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="needs the extra `deepspeed`"
+)
+@pytest.mark.parametrize("name", [n for n in ACCELERATE if re.search("zero|multi_node", n)])
+def test_deepspeed_takes_what_a_configuration_says(name: str, monkeypatch: pytest.MonkeyPatch):
+    """The plugin reads the launcher's variables; the two say the same."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "environ", {**os.environ, "DS_ACCELERATOR": "cpu"})
+        local = ("--num_machines", "1", "--main_process_port", "0")
+        arguments = launched(name, *local)
+        arguments.deepspeed_fields_from_accelerate_config = ""
+        _, variables = prepare_deepspeed_cmd_env(arguments)
+        os.environ.update(variables)
+        plugin = DeepSpeedPlugin()
+    said = load_config_from_file(name).deepspeed_config
+    assert plugin.zero_stage == said["zero_stage"]
+    zero = plugin.deepspeed_config["zero_optimization"]
+    assert zero["offload_optimizer"]["device"] == said["offload_optimizer_device"]
+    assert zero["offload_param"]["device"] == said["offload_param_device"]
+    saves = zero["stage3_gather_16bit_weights_on_model_save"]
+    assert saves is said.get("zero3_save_16bit_model", False)
+    assert DeepSpeedZeroConfig(**zero).stage == said["zero_stage"]
+
+
+def test_the_slurm_script_is_bash_and_hands_the_rank_on():
+    script = "recipes/accelerate/slurm.sh"
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
+    text = Path(script).read_text()
+    options = set(re.findall(r"--([a-z_]+)", text)) & set(launch.Options.__dataclass_fields__)
+    assert options >= {"launcher", "nodes", "node_rank", "main_address", "main_port"}
 
 
 @pytest.fixture(scope="module")

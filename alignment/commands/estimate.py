@@ -37,7 +37,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from alignment.cli import parse
+from alignment.cli import parse, split
 from alignment.core.packing import Layout, best_row_length, fill_rows, pack
 from alignment.core.planning import Plan
 from alignment.core.ragged import without_padding
@@ -126,7 +126,9 @@ def main(argv: list[str]) -> None:
     """`alignment estimate`."""
     # peft still asks for a property that transformers has renamed.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-    own, words = _split(argv)
+    own, words = split(Options, argv)
+    if {"-h", "--help"} & set(words):
+        own, words = ["--help"], []
     options = parse(Options, own, "alignment estimate", __doc__)
     figures = estimate(parse_recipe(words), options)
     print(_report(figures))
@@ -303,22 +305,6 @@ def _models(recipe: Recipe) -> Models:
         reference=data.ref_model_name_or_path,
         others=frozen_of(recipe),
     )
-
-
-def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words of this command's own options, and those of the recipe."""
-    known = set(Options.__dataclass_fields__)
-    own: list[str] = []
-    other: list[str] = []
-    current = other
-    for word in argv:
-        if word.startswith("--"):
-            name = word[2:].partition("=")[0].replace("-", "_")
-            current = own if name in known or name == "help" else other
-        elif word == "-h":
-            current = own
-        current.append(word)
-    return own, other
 
 
 def _report(figures: dict[str, Any]) -> str:
