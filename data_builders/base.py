@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from alignment.cli import say
-from alignment.core.groups import CHOSEN, Group, RowError, group_from_row, row_from_group, text_of
+from alignment.core.groups import Group, RowError, group_from_row, row_from_group
 from alignment.core.rows import read_rows, require_columns
 from alignment.llm.connect import CallOptions, connect, open_ledger, run_rows
 from alignment.llm.engine import LLM
@@ -18,7 +18,10 @@ from alignment.llm.ledger import Ledger
 from alignment.llm.prompts import as_messages
 from alignment.llm.protocol import Prompt
 from alignment.llm.rows import MapReport, Named, Reject, Row, prompt_of
-from data_builders.statistics import PairStatistics, pair_statistics
+from data_builders.card import card_path, card_text
+from data_builders.hub import check_repo, push
+from data_builders.overlap import EvalPrompts
+from data_builders.summary import examine, summarise, told
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +65,24 @@ class DataOptions(CallOptions):
     """Options of every builder, also of one that asks no model."""
 
     input: Path = field(metadata={"help": "file of rows to build from"})
-    output: Path = field(metadata={"help": "file of rows to write, JSON Lines"})
+    output: Path = field(metadata={"help": "file of rows to write: .jsonl or .parquet"})
+    eval_prompts: tuple[Path, ...] = field(
+        default=(), metadata={"help": "files of prompts to find among those of the data"}
+    )
+    license: str | None = field(
+        default=None, metadata={"help": "of the data, for its card; an identifier of the Hub's"}
+    )
+    push_to_hub: str | None = field(
+        default=None, metadata={"help": "repository on the Hub that gets the data and its card"}
+    )
+    hub_private_repo: bool | None = field(
+        default=None, metadata={"help": "whether a repository that is created is private"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.output.suffix not in (".jsonl", ".parquet"):
+            raise ValueError(f"`output` is {self.output}; it must end in .jsonl or .parquet")
 
 
 @dataclass(kw_only=True)
@@ -112,11 +132,11 @@ class Built(NamedTuple):
 
     Attributes:
         report: What became of the input rows.
-        statistics: Of the pairs written; None where there is none.
+        summary: All figures, as `<output>.report.json` holds them.
     """
 
     report: MapReport
-    statistics: PairStatistics | None
+    summary: dict[str, Any]
 
 
 def build_dataset(  # noqa: PLR0913 - all named
@@ -128,9 +148,10 @@ def build_dataset(  # noqa: PLR0913 - all named
     needs: Sequence[Sequence[str]] = (),
     later: str | None = None,
 ) -> Built:
-    """Runs a builder over its input and writes rows, rejects and a report.
+    """Runs a builder over its input and writes rows, rejects, a report and a dataset card.
 
-    Beside `<output>` stand `<output>.rejects.jsonl`, `<output>.report.json` and the ledger.
+    Beside `<output>` stand `<output>.rejects.jsonl`, `<output>.report.json`, the card (`README.md`)
+    and the ledger.
 
     Args:
         options: Where to read, write and ask.
@@ -148,7 +169,9 @@ def build_dataset(  # noqa: PLR0913 - all named
     """
     if models is None:
         models = {"generator": options.generator} if isinstance(options, BuildOptions) else {}
-    report_file = Path(f"{options.output}.report.json")
+    if options.push_to_hub is not None:
+        check_repo(options.push_to_hub)
+    evaluation = EvalPrompts(options.eval_prompts) if options.eval_prompts else None
     rows = require_columns(read_rows(options.input) if rows is None else rows, *needs)
     with open_ledger(options.output, options) as ledger:
         llms = {role: model.connect(ledger, options) for role, model in models.items()}
@@ -162,35 +185,27 @@ def build_dataset(  # noqa: PLR0913 - all named
                 raise Reject("empty", "the builder made nothing of the row")
             return [_checked(output, plain) for output in outputs]
 
+        report_file = Path(f"{options.output}.report.json")
         if not options.dry_run:
             report_file.unlink(missing_ok=True)
         asked = [*llms.values()]
         report = run_rows(options, asked, rows, rows_of, options.output, later=later)
+        dollars = ledger.spent()
     report.refuse_empty(options.input)
-    pairs = list(_sides(options.output))
-    statistics = pair_statistics(pairs) if pairs else None
-    summary: dict[str, Any] = {
-        "kept": report.kept,
-        "written": report.written,
-        "dropped": dict(report.dropped),
-        "partial": dict(report.partial),
-        "statistics": statistics and statistics._asdict(),
-        "usage": {role: asdict(llm.usage) for role, llm in llms.items()},
-        "options": {name: value for name, value in vars(options).items() if value is not None},
-    }
-    report_file.write_text(json.dumps(summary, indent=2, default=str) + "\n", encoding="utf-8")
+    summary = summarise(options, report, llms, examine(options.output, evaluation), dollars)
+    report_file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    card = card_text(options.output, summary, options.license)
+    card_path(options.output).write_text(card, encoding="utf-8")
     say(f"{options.output}: {report}")
-    if statistics is not None:
-        say(
-            f"chosen {statistics.chosen_length:.0f} characters, rejected "
-            f"{statistics.rejected_length:.0f}; chosen is longer in "
-            f"{statistics.length_win_rate:.0%}; Jaccard {statistics.jaccard:.3f}, edit distance "
-            f"{statistics.edit_distance:.0f} "
-            f"({statistics.normalised_edit_distance:.3f} of the longer side)"
-        )
+    for line in told(summary):
+        say(line)
     for role, llm in llms.items():
         say(f"{role} {llm.model}: {llm.usage}")
-    return Built(report, statistics)
+    say(f"card: {card_path(options.output)}")
+    if options.push_to_hub is not None:
+        push(options.output, options.push_to_hub, card, options.hub_private_repo)
+        say(f"pushed to {options.push_to_hub}")
+    return Built(report, summary)
 
 
 def _plain_prompt(row: Row) -> Prompt | None:
@@ -245,13 +260,3 @@ def _warn_of_self_preference(llms: Mapping[str, LLM]) -> None:
                 role,
                 llm.model,
             )
-
-
-def _sides(path: Path) -> Iterator[tuple[str, str]]:
-    """The chosen and the rejected text of each pair in a file."""
-    for _, row in read_rows(path):
-        responses = group_from_row(row).responses
-        if "chosen" in row and "rejected" in row:
-            first, second = responses
-            chosen, rejected = (first, second) if first.role == CHOSEN else (second, first)
-            yield text_of(chosen.content), text_of(rejected.content)

@@ -118,7 +118,26 @@ ROOMS = (
         (
             *("data_builders.base", "data_builders.statistics"),
             *("eval.judge", "eval.judge_files", "eval.verdicts"),
-            *("alignment.core.groups", "alignment.core.rows", *CONNECT, *ENGINE, *FLOOR),
+            *("alignment", "alignment.core.groups", "alignment.core.rows"),
+            *(*CONNECT, *ENGINE, *FLOOR),
+        ),
+    ),
+    Room(
+        tuple(f"data_builders.{name}" for name in ("base", "card", "hub", "summary")),
+        (
+            *(
+                f"data_builders.{name}"
+                for name in ("card", "hub", "overlap", "statistics", "summary")
+            ),
+            *("alignment", "alignment.core.groups", "alignment.core.rows"),
+            *(*CONNECT, *ENGINE, *FLOOR),
+        ),
+    ),
+    Room(
+        ("data_builders.statistics", "data_builders.duplicates", "data_builders.overlap"),
+        (
+            *("data_builders.duplicates", "alignment.core.groups", "alignment.core.rows"),
+            *(*ENGINE, *FLOOR),
         ),
     ),
     Room(
@@ -129,8 +148,13 @@ ROOMS = (
     # Names the backends, each imported when it is asked for.
     Room(CONNECT, (*BACKENDS, *ENGINE, *FLOOR), ()),
     Room(BACKENDS, (*BACKENDS, *ENGINE, *FLOOR)),
-    Room(("alignment.llm.*",), (*ENGINE, *FLOOR), ("jinja2", "tqdm")),
-    Room(("alignment.core.rows",), ("alignment.core.groups", *FLOOR), ("pyarrow",)),
+    Room(("alignment.llm.*",), ("alignment.core.parquet", *ENGINE, *FLOOR), ("jinja2", "tqdm")),
+    Room(
+        ("alignment.core.rows",),
+        ("alignment.core.groups", "alignment.core.parquet", *FLOOR),
+        ("pyarrow",),
+    ),
+    Room(("alignment.core.parquet",), (), ("pyarrow",)),
     Room(("alignment.core.groups",), (), ()),
     Room(FLOOR, (), ("yaml",)),
 )

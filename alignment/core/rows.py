@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 from alignment.cli import UserError, nearest
+from alignment.core.parquet import read_parquet
 
 Row = dict[str, Any]
 R = TypeVar("R", bound=Mapping[str, Any])
@@ -134,17 +135,12 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
     import pyarrow
-    import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        for number, row in enumerate(read_parquet(path)):
+            yield f"{path.name}[{number}]", row
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"{path}: not a Parquet file ({error})") from None
-    number = 0
-    for batch in file.iter_batches():
-        for row in batch.to_pylist():
-            yield f"{path.name}[{number}]", row
-            number += 1
 
 
 def _object(row: Any, where: str) -> Row:

@@ -15,6 +15,7 @@ from typing import IO, Any, TypeAlias
 from tqdm import tqdm
 
 from alignment.cli import UserError, nearest
+from alignment.core.parquet import write_parquet
 from alignment.llm.protocol import CallError, Message, Stopped
 
 Row: TypeAlias = Mapping[str, Any]
@@ -142,10 +143,10 @@ def response_of(row: Row) -> str:
 
 
 class Output:
-    """A JSON Lines file that appears whole or not at all, with its rejects beside it.
+    """A file of rows that appears whole or not at all, with its rejects beside it.
 
-    Lines go to `<path>.partial`; leaving the `with` block without an exception renames it. Without
-    lines there is no file.
+    Lines go to `<path>.partial`; leaving the `with` block without an exception renames it, or makes
+    Parquet of it where the path ends in `.parquet`. Without lines there is no file.
 
     Args:
         path: The file to be; its rejects go to `<path>.rejects.jsonl`.
@@ -187,7 +188,7 @@ class Output:
                     # The output last: where it stands, all stands.
                     for path, file in self._files.items():
                         if file.tell():
-                            _partial(path).replace(path)
+                            _whole(path).replace(path)
                         else:
                             path.unlink(missing_ok=True)
         finally:
@@ -243,7 +244,7 @@ async def map_rows(
         build: Makes the output rows of one input row, or raises `Reject` or `CallError`. A `Reject`
             among the rows it returns tells of one that could not be made; the row itself is
             dropped only if there is no other.
-        output: The file to write, JSON Lines.
+        output: The file to write, JSON Lines, or Parquet where its name ends so.
         window: Rows in work at the same time, which bounds memory.
         total: Number of rows, for the progress bar.
 
@@ -350,3 +351,12 @@ def _column(row: Row, column: str) -> Any:
 
 def _partial(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
+
+
+def _whole(path: Path) -> Path:
+    """The finished lines of a file, in the format that its name calls for."""
+    if path.suffix != ".parquet":
+        return _partial(path)
+    whole = path.with_name(path.name + ".whole")
+    write_parquet(_partial(path), whole)
+    return whole

@@ -2,14 +2,18 @@
 
 import json
 import logging
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
+import huggingface_hub
 import pytest
+from huggingface_hub import DatasetCard
 
-from alignment.cli import UserError
+from alignment.cli import UserError, parse
 from alignment.core.groups import CHOSEN, REJECTED, Group, Response
 from alignment.core.rows import read_rows
 from alignment.llm.engine import LLM
@@ -17,6 +21,7 @@ from alignment.llm.prompts import as_messages
 from alignment.llm.protocol import Request
 from alignment.llm.rows import Bundle, Reject, Row
 from data_builders.base import BuildOptions, JudgeOptions, Made, build_dataset
+from data_builders.summary import command_of
 
 
 def writer(request: Request) -> str:
@@ -204,3 +209,139 @@ def test_a_missing_column_is_told_before_any_call(tmp_path: Path):
     with pytest.raises(UserError, match="no column `prompt`; did you mean `prompts`"):
         build_dataset(options(tmp_path, [{"prompts": "p"}] * 3), build, needs=[["prompt"]])
     assert not (tmp_path / "out.jsonl.rejects.jsonl").exists()
+
+
+async def kind_pair(row: Row, llm: LLM) -> Group:
+    """A builder with all that a row records."""
+    reply = await llm.chat([{"role": "user", "content": f"Kindly: {row['prompt']}"}])
+    shown = {"generation_prompt": f"Kindly: {row['prompt']}", "sampling": {"seed": 0}}
+    return pair(row["prompt"], reply.text, "no", **shown)
+
+
+ROWS: list[Row] = [{"prompt": f"question {index} of three"} for index in range(3)]
+
+
+def test_a_card_beside_the_data_tells_where_it_comes_from(tmp_path: Path):
+    evaluation = tmp_path / "eval.jsonl"
+    evaluation.write_text('{"prompt": "Question 1 of three!"}\n')
+    chosen = options(
+        tmp_path, ROWS, license="cc-by-4.0", price=(1.0, 2.0), eval_prompts=(evaluation,)
+    )
+    build_dataset(chosen, kind_pair)
+    card = DatasetCard.load(tmp_path / "README.md", ignore_metadata_errors=False)
+    assert card.data.license == "cc-by-4.0"
+    told = card.data["contrastive_alignment"]
+    assert told["models"]["generator"]["model"] == WRITER
+    assert (told["builder"], told["version"], told["kept"]) == ("test", "1", 3)
+    assert told["dollars"] == report(tmp_path)["dollars"] > 0
+    assert "| 1 | exact | eval.jsonl:1 |" in card.text
+    assert report(tmp_path)["overlap"] == [{"row": 1, "how": "exact", "source": "eval.jsonl:1"}]
+    assert f"alignment build test --price 1.0 2.0 --input {chosen.input} --output" in card.text
+    assert "| judge | none |" in card.text
+
+
+def test_what_is_not_known_is_called_unknown(tmp_path: Path):
+    build_dataset(options(tmp_path, ROWS), kind_pair)
+    card = DatasetCard.load(tmp_path / "README.md")
+    assert card.data.license == "unknown"
+    assert "| cost | unknown: no prices were given |" in card.text
+
+
+def test_datasets_reads_the_folder_as_its_card_says(tmp_path: Path):
+    build_dataset(options(tmp_path, ROWS, output=tmp_path / "data" / "out.jsonl"), kind_pair)
+    loaded = datasets.load_dataset(str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
+    assert loaded["train"]["prompt"][:] == [row["prompt"] for row in ROWS]
+
+
+def test_a_readme_of_someone_else_is_left_alone(tmp_path: Path):
+    (tmp_path / "README.md").write_text("# Mine\n")
+    build_dataset(options(tmp_path, ROWS), kind_pair)
+    assert (tmp_path / "README.md").read_text() == "# Mine\n"
+    assert (tmp_path / "out.jsonl.README.md").is_file()
+
+
+def test_a_card_is_written_anew_by_the_build_that_wrote_it_and_by_no_other(tmp_path: Path):
+    build_dataset(options(tmp_path, ROWS), kind_pair)
+    build_dataset(options(tmp_path, ROWS[:1], overwrite=True), kind_pair)
+    assert DatasetCard.load(tmp_path / "README.md").data["contrastive_alignment"]["kept"] == 1
+    build_dataset(options(tmp_path, ROWS, output=tmp_path / "other.jsonl"), kind_pair)
+    assert DatasetCard.load(tmp_path / "README.md").data["contrastive_alignment"]["kept"] == 1
+    assert (tmp_path / "other.jsonl.README.md").is_file()
+
+
+def test_neither_report_nor_card_holds_the_password_in_an_address(tmp_path: Path):
+    chosen = options(tmp_path, ROWS, base_url="http://me:secret@host/v1")
+
+    async def build(row: Row) -> Group:
+        return pair(row["prompt"])
+
+    build_dataset(chosen, build, models={})
+    for name in ("README.md", "out.jsonl.report.json"):
+        text = (tmp_path / name).read_text()
+        assert "http://host/v1" in text
+        assert "secret" not in text
+
+
+def test_the_ending_of_the_output_makes_it_parquet(tmp_path: Path):
+    build_dataset(options(tmp_path, ROWS), kind_pair)
+    chosen = options(tmp_path, [*ROWS, {"prompt": ""}], output=tmp_path / "out.parquet")
+    build_dataset(chosen, kind_pair)
+    assert [row for _, row in read_rows(tmp_path / "out.parquet")] == made(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("out.parquet*")) == [
+        "out.parquet",
+        "out.parquet.README.md",
+        "out.parquet.ledger",
+        "out.parquet.rejects.jsonl",
+        "out.parquet.report.json",
+    ]
+    with pytest.raises(UserError, match="exists; pass `--resume`"):
+        build_dataset(chosen, kind_pair)
+
+
+def test_an_output_of_another_kind_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"must end in \.jsonl or \.parquet"):
+        options(tmp_path, output=tmp_path / "out.csv")
+
+
+def test_a_data_set_is_pushed_as_datasets_does_it_with_its_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What would go over the network is replaced: the Hub cannot be reached from a test."""
+    pushed: list[Any] = []
+
+    def record(name: str) -> Any:
+        return lambda *args, **kwargs: pushed.append((name, args, kwargs))
+
+    monkeypatch.setattr(datasets.DatasetDict, "push_to_hub", record("rows"))
+    monkeypatch.setattr(huggingface_hub, "create_repo", record("repo"))
+    monkeypatch.setattr(DatasetCard, "push_to_hub", record("card"))
+    chosen = options(tmp_path, ROWS, push_to_hub="me/pairs", hub_private_repo=True)
+    build_dataset(chosen, kind_pair)
+    assert [name for name, _, _ in pushed] == ["repo", "card", "rows"]
+    repo, card, rows = pushed
+    assert (repo[1], repo[2]["repo_type"], repo[2]["private"]) == (("me/pairs",), "dataset", True)
+    assert card[1][1:] == ("me/pairs",)
+    assert str(card[1][0]) == (tmp_path / "README.md").read_text()
+    assert rows[1][0]["train"].column_names == ["prompt", "chosen", "rejected", "meta"]
+    assert (rows[1][1:], rows[2]) == (("me/pairs",), {"private": True})
+
+
+def test_a_push_that_fails_leaves_the_data_and_says_how_to_go_on(tmp_path: Path):
+    chosen = options(tmp_path, ROWS, push_to_hub="me/pairs")
+    with pytest.raises(UserError, match=r"is built, but cannot be pushed to me/pairs: .*--resume"):
+        build_dataset(chosen, kind_pair)
+    assert len(made(tmp_path)) == 3
+
+
+def test_a_repository_that_cannot_be_is_told_before_any_call(tmp_path: Path):
+    with pytest.raises(UserError, match="--push-to-hub a/b/c"):
+        build_dataset(options(tmp_path, ROWS, push_to_hub="a/b/c"), kind_pair)
+    assert not (tmp_path / "out.jsonl.ledger").exists()
+
+
+def test_a_command_on_a_card_is_what_repeats_the_build(tmp_path: Path):
+    chosen = options(tmp_path, judge_model="a judge", resume=True, dry_run=True, price=(1.0, 2.5))
+    words = shlex.split(command_of(chosen, "test"))
+    assert words[:3] == ["alignment", "build", "test"]
+    again = parse(Judged, words[3:], "test")
+    assert again == replace(chosen, resume=False)

@@ -207,7 +207,7 @@ def test_every_row_is_kept_or_rejected_with_its_reason(tmp_path: Path):
     assert rejects[0]["row"] == ROWS[1]
     report = json.loads((tmp_path / "pairs.jsonl.report.json").read_text())
     assert report["kept"] + sum(report["dropped"].values()) == len(ROWS)
-    assert report["statistics"]["length_win_rate"] == 1.0
+    assert report["statistics"]["pairs"]["length_win_rate"] == 1.0
 
 
 def test_pairs_are_what_training_reads(tmp_path: Path):
