@@ -72,7 +72,14 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     return loaded
 
 
-def parse(options: type[T], argv: Sequence[str], program: str, about: str | None = None) -> T:
+def parse(
+    options: type[T],
+    argv: Sequence[str],
+    program: str,
+    about: str | None = None,
+    *,
+    bare: str | None = None,
+) -> T:
     """Fills a dataclass: its defaults, then the file after `--config`, then the command line.
 
     Args:
@@ -81,6 +88,7 @@ def parse(options: type[T], argv: Sequence[str], program: str, about: str | None
             list, JSON for a dict. `-` and `_` in keys are the same; the last of equal keys wins.
         program: The command as it is typed, for messages.
         about: What `--help` says first; the dataclass's docstring by default.
+        bare: The field that words before the first option go to; None where there may be none.
 
     Raises:
         UserError: A key is unknown or missing, or a value has the wrong type.
@@ -89,9 +97,9 @@ def parse(options: type[T], argv: Sequence[str], program: str, about: str | None
     fields = {f.name: f for f in dataclasses.fields(options) if f.init}  # type: ignore[arg-type]
     kinds = get_type_hints(options)
     if {"-h", "--help"} & set(argv):
-        sys.stdout.write(_help(fields, kinds, program, about or options.__doc__ or ""))
+        sys.stdout.write(_help(fields, kinds, program, about or options.__doc__ or "", bare))
         raise SystemExit(0)
-    flags = _flags(argv, program)
+    flags = _flags(argv, program, bare)
     values: dict[str, Any] = {}
     for path in flags.pop("config", []):
         for name, value in load_yaml(path).items():
@@ -180,13 +188,15 @@ def _required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _flags(argv: Sequence[str], program: str) -> dict[str, list[str]]:
+def _flags(argv: Sequence[str], program: str, bare: str | None) -> dict[str, list[str]]:
     flags: dict[str, list[str]] = {}
     words: list[str] | None = None
     for word in argv:
         if word.startswith("--") and len(word) > 2:
             name, equals, value = word[2:].partition("=")
             words = flags[name.replace("-", "_")] = [value] if equals else []
+        elif words is None and bare is not None:
+            words = flags[bare] = [word]
         elif words is None:
             raise UserError(f"`{program}` takes no bare word `{word}`; options are `--key value`")
         else:
@@ -256,9 +266,14 @@ def _describe(kind: Any) -> str:
 
 
 def _help(
-    fields: Mapping[str, dataclasses.Field[Any]], kinds: Mapping[str, Any], program: str, about: str
+    fields: Mapping[str, dataclasses.Field[Any]],
+    kinds: Mapping[str, Any],
+    program: str,
+    about: str,
+    bare: str | None,
 ) -> str:
-    lines = [f"usage: {program} [--config FILE.yaml] [--key value ...]", "", about.strip(), ""]
+    usage = f"{program} {bare.upper()}" if bare is not None else program
+    lines = [f"usage: {usage} [--config FILE.yaml] [--key value ...]", "", about.strip(), ""]
     for name, field in sorted(fields.items(), key=lambda item: not _required(item[1])):
         kind = kinds[name]
         shown = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")

@@ -135,3 +135,16 @@ def test_a_missing_file_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> N
         2,
         "error: No such file or directory: no/such/file\n",
     )
+
+
+def test_words_before_the_first_option_go_to_the_field_that_takes_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for argv in (["m", "--samples", "2"], ["--samples", "2", "--model", "m"]):
+        got = parse(Options, argv, "alignment test", bare="model")
+        assert (got.model, got.samples) == ("m", 2)
+    with pytest.raises(UserError, match="`--model` takes one value, got 2"):
+        parse(Options, ["m", "n"], "alignment test", bare="model")
+    with pytest.raises(SystemExit):
+        parse(Options, ["--help"], "alignment test", bare="model")
+    assert capsys.readouterr().out.startswith("usage: alignment test MODEL [--config")
