@@ -36,7 +36,6 @@ quieten()
 from accelerate import PartialState
 from datasets import disable_progress_bars
 from safetensors import SafetensorError
-from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 
@@ -53,6 +52,7 @@ from alignment.data import (
 from alignment.objectives import load_objective
 from alignment.objectives.base import Objective
 from alignment.trainers.base import GroupTrainer, preparation
+from alignment.trainers.checkpoints import checkpoints, resolve
 from alignment.trainers.config import GroupConfig
 from alignment.trainers.loading import load_tokenizer
 from alignment.trainers.teacher import Frozen, check_frozen
@@ -178,9 +178,7 @@ def build_trainer(recipe: Recipe) -> GroupTrainer:
     """Prepares the data, checks it against the objective, and only then loads the model."""
     args, model = recipe.training, recipe.model
     _check_output(Path(args.output_dir))
-    checkpoint = _checkpoint(args)
-    if checkpoint is not None and not Path(checkpoint).is_dir():
-        raise UserError(f"resume_from_checkpoint: no such folder: {checkpoint}")
+    args.resume_from_checkpoint = _checkpoint(args)
     try:
         train, evaluation = prepare_data(recipe)
     except NothingUsable as error:
@@ -234,7 +232,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer = build_trainer(recipe)
     args = recipe.training
     with _telling_how_to_go_on(Path(args.output_dir)):
-        trainer.train(resume_from_checkpoint=_checkpoint(args))
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         metrics = _last_evaluation(trainer)
         trainer.save_model()
         trainer.save_state()
@@ -261,17 +259,15 @@ def _words(word: str) -> list[str]:
 
 def _checkpoint(args: GroupConfig) -> str | None:
     """The checkpoint to resume from; with `latest`, None where there is none yet."""
-    wanted = str(args.resume_from_checkpoint or "")
-    last = cast("str | None", get_last_checkpoint(args.output_dir))
-    if wanted.lower() in ("true", "auto", "latest"):
-        wanted = last or ""
+    folder = Path(args.output_dir)
+    wanted = resolve(args.resume_from_checkpoint, folder)
     if wanted:
         logger.info("going on from %s", wanted)
-    elif last:
+    elif last := next(iter(checkpoints(folder)), None):
         logger.warning(
             "starting anew over %s; `--resume_from_checkpoint latest` would go on from it", last
         )
-    return wanted or None
+    return wanted
 
 
 @contextmanager
@@ -280,7 +276,7 @@ def _telling_how_to_go_on(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        last = get_last_checkpoint(folder)
+        last = next(iter(checkpoints(folder)), None)
         remedy = f"`--resume_from_checkpoint latest` goes on from {last}"
         error = UserError(f"interrupted; {remedy if last else 'there is no checkpoint yet'}")
         error.status = 130

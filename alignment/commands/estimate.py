@@ -50,8 +50,7 @@ from alignment.train import (
     parse_recipe,
     prepare_data,
 )
-from alignment.trainers.base import choose_layout
-from alignment.trainers.batches import plan_run
+from alignment.trainers.batches import choose_layout, plan_run
 from alignment.trainers.config import GroupConfig
 from alignment.trainers.footprint import Footprint, Models, build_models, trace_step
 from alignment.trainers.loading import load_tokenizer

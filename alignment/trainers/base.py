@@ -10,40 +10,48 @@ import contextlib
 import functools
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import torch
-from accelerate.utils import broadcast_object_list, is_peft_model
+from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.base_trainer import _BaseTrainer
 
 from alignment.cli import UserError
-from alignment.core.attention import why_not_shared
-from alignment.core.packing import Layout, PackedBatch, TokenGroup, pack
+from alignment.core.packing import PackedBatch, TokenGroup, pack
 from alignment.core.ragged import without_padding
-from alignment.core.rendering import Renderer, TruncationMode
 from alignment.core.scoring import REFERENCE_ADAPTER, Scorer, add_scored_forward
-from alignment.data import GroupDataset, PairRule, Preparation
 from alignment.objectives import load_objective
-from alignment.objectives.base import Mean, Objective, ObjectiveOutput, Progress
-from alignment.trainers.batches import plan_evaluation, plan_loader, plan_run
+from alignment.objectives.base import Objective, Progress
+from alignment.trainers.batches import choose_layout, plan_evaluation, plan_loader, plan_run
 from alignment.trainers.callbacks import (
+    Consumed,
     MetricsFile,
     ObjectiveState,
     ProgressLines,
     StepHooks,
     TokenProgress,
 )
+from alignment.trainers.checkpoints import (
+    WRITTEN,
+    check_origin,
+    remove_leftovers,
+    replacing,
+    resolve,
+    whole_checkpoint,
+)
 from alignment.trainers.config import GroupConfig
 from alignment.trainers.loading import load_policy, load_tokenizer, prepare_frozen
-from alignment.trainers.metrics import MeanLedger, response_metrics
+from alignment.trainers.metrics import MeanLedger, pop_loss, response_metrics, term_means
+from alignment.trainers.rows import preparation, prepared, prepared_splits
+from alignment.trainers.saved_weights import check_saved, measure
 from alignment.trainers.start import check_layout, run_preflight, store_reference
 from alignment.trainers.teacher import Frozen, check_frozen, load_frozen
 
@@ -52,6 +60,8 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
 logger = logging.getLogger(__name__)
+
+_Callback = TypeVar("_Callback", bound=TrainerCallback)
 
 
 class GroupTrainer(_BaseTrainer):
@@ -112,8 +122,8 @@ class GroupTrainer(_BaseTrainer):
         wanted = Frozen(teacher_model, second_teacher_model, second_ref_model)
         check_frozen(self.objective, model, wanted, tokenizer, args)
         prepare = preparation(self.objective, tokenizer, args)
-        train_groups = _prepared(prepare, train_dataset, "train")
-        eval_groups = _prepared_splits(prepare, eval_dataset)
+        train_groups = prepared(prepare, train_dataset, "train")
+        eval_groups = prepared_splits(prepare, eval_dataset)
 
         needs_reference = "reference" in self.objective.needs
         policy = load_policy(
@@ -134,6 +144,7 @@ class GroupTrainer(_BaseTrainer):
         self._means = {"train": MeanLedger(), "eval": MeanLedger()}
         self._statistics = MeanLedger()
         self.tokens_seen = 0
+        self._staging: Path | None = None
         self.data_report = train_groups.report
 
         super().__init__(
@@ -142,7 +153,7 @@ class GroupTrainer(_BaseTrainer):
             train_dataset=train_groups,
             eval_dataset=eval_groups,
             processing_class=tokenizer,
-            callbacks=[ObjectiveState(), *(callbacks or [])],
+            callbacks=[ObjectiveState(), Consumed(), *(callbacks or [])],
             optimizers=optimizers,
         )
         if args.n_gpu > 1:
@@ -236,6 +247,28 @@ class GroupTrainer(_BaseTrainer):
         parameters = self.accelerator.unwrap_model(self.model).parameters()
         return sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
 
+    # ---- Resuming ----
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Trains.
+
+        Args:
+            resume_from_checkpoint: A checkpoint of this run, or `latest` (also True) for its newest
+                one that is whole.
+            *args: Passed to the base class.
+            **kwargs: Passed to the base class.
+
+        Raises:
+            UserError: The checkpoint is damaged or belongs to another run; the last good one is
+                offered.
+        """
+        folder = resolve(resume_from_checkpoint, Path(self.args.output_dir))
+        if folder is not None:
+            check_origin(Path(folder), self)
+        return super().train(folder, *args, **kwargs)
+
     # ---- Loss ----
 
     def compute_loss(
@@ -266,7 +299,7 @@ class GroupTrainer(_BaseTrainer):
             self.tokens_seen += inputs.num_tokens
         else:
             self._means["eval"].add({**output.metrics, **response_metrics(terms)})
-            self._means["eval"].add(_halves(output))
+            self._means["eval"].add(term_means(output))
         if training:
             # Engines average gradients over processes; the counts are global already.
             loss = loss * self.accelerator.num_processes
@@ -276,8 +309,15 @@ class GroupTrainer(_BaseTrainer):
     @property
     def _state(self) -> ObjectiveState:
         """The objective's state; resuming replaces the callback that holds it."""
-        callbacks = self.callback_handler.callbacks
-        return next(c for c in callbacks if isinstance(c, ObjectiveState))
+        return self._callback(ObjectiveState)
+
+    @property
+    def _consumed(self) -> Consumed:
+        """What the run has used up, likewise."""
+        return self._callback(Consumed)
+
+    def _callback(self, kind: type[_Callback]) -> _Callback:
+        return next(c for c in self.callback_handler.callbacks if isinstance(c, kind))
 
     def _progress(self) -> Progress:
         return Progress(
@@ -295,6 +335,10 @@ class GroupTrainer(_BaseTrainer):
         Raises:
             UserError: Something is inconsistent; training must not start.
         """
+        if self.state.global_step:  # one process goes on counting where all together stopped
+            self.tokens_seen = self._consumed.tokens if self.is_world_process_zero() else 0
+        if self.is_world_process_zero():
+            remove_leftovers(Path(self.args.output_dir))
         with self.compute_loss_context_manager():
             check_layout(self)
             if self.args.precompute_ref_log_probs and "reference" in self.objective.needs:
@@ -340,14 +384,7 @@ class GroupTrainer(_BaseTrainer):
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         means = self._means["eval"].reduced(self.accelerator)
-        nothing = Mean(torch.zeros(()), torch.zeros(()))
-        halves = [means.pop(name, nothing) for name in _halves(self._last_output)]
-        terms = [
-            term._replace(sums=half.sum[None], counts=half.count[None])
-            for term, half in zip(self._last_output.terms, halves, strict=True)
-        ]
-        loss = replace(self._last_output, terms=tuple(terms)).loss()
-        output.metrics[f"{prefix}_loss"] = float(loss)
+        output.metrics[f"{prefix}_loss"] = pop_loss(means, self._last_output)
         output.metrics.update({f"{prefix}_{n}": float(m.sum / m.count) for n, m in means.items()})
         return output
 
@@ -357,72 +394,46 @@ class GroupTrainer(_BaseTrainer):
             means = self._means["train"].reduced(self.accelerator)
             logs.update({name: float(mean.sum / mean.count) for name, mean in means.items()})
             self._means["train"].clear()
-            tokens = torch.tensor(self.tokens_seen, device=self.args.device)
-            logs["num_tokens"] = int(self.accelerator.reduce(tokens, reduction="sum"))
+            logs["num_tokens"] = self._total_tokens()
         super().log(logs, start_time)
 
+    def _total_tokens(self) -> int:
+        tokens = torch.tensor(self.tokens_seen, device=self.args.device)
+        return int(self.accelerator.reduce(tokens, reduction="sum"))
+
+    def _get_output_dir(self, trial: Any = None) -> str:
+        """Where checkpoints go; while one is written, the folder it is written below."""
+        return str(self._staging or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Writes a checkpoint that is whole, or leaves everything as it was."""
+        folder = Path(self._get_output_dir(trial))
+        self._consumed.tokens = self._total_tokens()
+        try:
+            with whole_checkpoint(self, folder) as self._staging:
+                super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = None
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder / f"checkpoint-{self.state.global_step}"))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._staging is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Saves the policy; the frozen copy of a starting adapter is not part of it."""
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
-            shutil.rmtree(folder / REFERENCE_ADAPTER, ignore_errors=True)
+        """Saves the policy and reads it back; no pickle and no frozen copy is part of it."""
+        folder = Path(output_dir or self.args.output_dir)
+        expected = measure(self.accelerator.unwrap_model(self.model), self.accelerator)
+        if not self.args.should_save:
+            super()._save(output_dir, state_dict)
+            return
+        staged = folder / WRITTEN
+        with replacing(folder, staged, Path(self.args.output_dir)):
+            super()._save(str(staged), state_dict)
+            (staged / TRAINING_ARGS_NAME).unlink()
+            shutil.rmtree(staged / REFERENCE_ADAPTER, ignore_errors=True)
+            check_saved(staged, expected, learned=self._has_learned())
 
-
-def preparation(
-    objective: Objective, tokenizer: PreTrainedTokenizerBase, args: GroupConfig
-) -> Preparation:
-    """How a run turns rows into groups of token ids."""
-    mode = cast(TruncationMode, args.truncation_mode)
-    return Preparation(
-        renderer=Renderer(tokenizer, args.max_length, mode),
-        objective=objective,
-        pair_rule=cast("PairRule | None", args.pair_rule),
-        seed=args.seed,
-        chat=args.as_chat,
-    )
-
-
-def _prepared(prepare: Preparation, rows: Any, name: str) -> GroupDataset:
-    if isinstance(rows, GroupDataset):
-        return rows
-    if rows is None:
-        raise UserError("a training set is needed: pass `train_dataset`")
-    named = ((f"{name}[{index}]", row) for index, row in enumerate(rows))
-    fingerprint = [getattr(rows, "_fingerprint", None)]
-    broadcast_object_list(fingerprint, from_process=0)
-    return prepare(named, fingerprint[0])
-
-
-def _prepared_splits(prepare: Preparation, rows: Any) -> Any:
-    if isinstance(rows, Mapping):
-        return {name: _prepared(prepare, split, name) for name, split in rows.items()}
-    return None if rows is None else _prepared(prepare, rows, "eval")
-
-
-def choose_layout(wanted: str, configs: Sequence[Any]) -> tuple[Layout, str]:
-    """The layout that a recipe's wish and the models' configurations allow, and why.
-
-    Raises:
-        UserError: The recipe insists on sharing and a model cannot.
-    """
-    reasons = [(config, why_not_shared(config)) for config in configs]
-    config, reason = next((pair for pair in reasons if pair[1]), reasons[0])
-    if wanted == "plain":
-        return "plain", "the recipe asks for it"
-    if reason is None:
-        return "shared", "every layer takes a custom mask"
-    if wanted == "shared":
-        raise UserError(
-            f"layout: shared is not possible for `{config.model_type}`, because {reason}; "
-            "set `layout: plain` or `layout: auto`"
-        )
-    return "plain", reason
-
-
-def _halves(output: ObjectiveOutput) -> dict[str, Mean]:
-    """Sum and count of each loss term, by a name of its own."""
-    return {
-        f"term/{number}": Mean(term.sums.detach().sum(), term.counts.sum())
-        for number, term in enumerate(output.terms)
-    }
+    def _has_learned(self) -> bool:
+        return any(entry.get("learning_rate", 0.0) > 0 for entry in self.state.log_history)

@@ -1,10 +1,10 @@
-"""The plan of a run as data loaders."""
+"""Layout and plan of a run, and the plan as data loaders."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from alignment.cli import UserError
+from alignment.core.attention import why_not_shared
 from alignment.core.packing import Layout, PackedBatch, TokenGroup
 from alignment.core.planning import Plan, smallest_accumulation
 from alignment.core.reference import Groups
@@ -20,6 +21,26 @@ from alignment.trainers.config import GroupConfig
 logger = logging.getLogger(__name__)
 
 Collate = Callable[[list[tuple[TokenGroup, bool]]], PackedBatch]
+
+
+def choose_layout(wanted: str, configs: Sequence[Any]) -> tuple[Layout, str]:
+    """The layout that a recipe's wish and the models' configurations allow, and why.
+
+    Raises:
+        UserError: The recipe insists on sharing and a model cannot.
+    """
+    reasons = [(config, why_not_shared(config)) for config in configs]
+    config, reason = next((pair for pair in reasons if pair[1]), reasons[0])
+    if wanted == "plain":
+        return "plain", "the recipe asks for it"
+    if reason is None:
+        return "shared", "every layer takes a custom mask"
+    if wanted == "shared":
+        raise UserError(
+            f"layout: shared is not possible for `{config.model_type}`, because {reason}; "
+            "set `layout: plain` or `layout: auto`"
+        )
+    return "plain", reason
 
 
 def plan_run(

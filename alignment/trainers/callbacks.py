@@ -37,9 +37,15 @@ class StepHooks(TrainerCallback):
         """Runs the checks, once the engine has wrapped the model."""
         self.trainer.before_training()
 
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Updates the objective's state, before anything is logged or saved."""
         self.trainer.step_ended()
+        # A log is an average since the last one, which a resumed run does not know of.
+        control.should_log |= control.should_save
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ends the average of a log where a checkpoint is taken."""
+        control.should_log |= control.should_save
 
 
 class ObjectiveState(TrainerCallback, ExportableState):
@@ -60,6 +66,26 @@ class ObjectiveState(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """What goes into the checkpoint."""
         return {"args": {}, "attributes": {"values": self.values}}
+
+
+class Consumed(TrainerCallback, ExportableState):
+    """What a run has used up so far, saved and restored with every checkpoint.
+
+    Attributes:
+        tokens: Positions computed by all processes.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Takes up what the checkpoint holds."""
+        if state.global_step:
+            self.tokens = state.stateful_callbacks[type(self).__name__]["attributes"]["tokens"]
+
+    def state(self) -> dict[str, Any]:
+        """What goes into the checkpoint."""
+        return {"args": {}, "attributes": {"tokens": self.tokens}}
 
 
 class MetricsFile(TrainerCallback):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from alignment.objectives.base import GroupTerms, Mean, count_tokens, sum_tokens
+from alignment.objectives.base import GroupTerms, Mean, ObjectiveOutput, count_tokens, sum_tokens
 
 
 class MeanLedger:
@@ -24,6 +25,12 @@ class MeanLedger:
         for name, mean in means.items():
             self._sums[name] = self._sums.get(name, 0.0) + mean.sum.detach()
             self._counts[name] = self._counts.get(name, 0.0) + mean.count.detach()
+
+    def copy(self) -> MeanLedger:
+        """What has been added so far, to come back to."""
+        ledger = MeanLedger()
+        ledger._sums, ledger._counts = dict(self._sums), dict(self._counts)
+        return ledger
 
     def clear(self) -> None:
         """Forgets everything."""
@@ -46,6 +53,30 @@ class MeanLedger:
         )
         sums, counts = accelerator.reduce(halves, reduction="sum")
         return {name: Mean(sums[i], counts[i]) for i, name in enumerate(names) if counts[i] > 0}
+
+
+def term_means(output: ObjectiveOutput) -> dict[str, Mean]:
+    """Sum and count of each loss term, by a name of its own."""
+    return {
+        f"term/{number}": Mean(term.sums.detach().sum(), term.counts.sum())
+        for number, term in enumerate(output.terms)
+    }
+
+
+def pop_loss(means: dict[str, Mean], output: ObjectiveOutput) -> float:
+    """The loss over all batches whose `term_means` were added, which are taken out of `means`.
+
+    Args:
+        means: Over all processes.
+        output: Of any of the batches; tells the scale of each term.
+    """
+    nothing = Mean(torch.zeros(()), torch.zeros(()))
+    halves = [means.pop(name, nothing) for name in term_means(output)]
+    terms = [
+        term._replace(sums=half.sum[None], counts=half.count[None])
+        for term, half in zip(output.terms, halves, strict=True)
+    ]
+    return float(replace(output, terms=tuple(terms)).loss())
 
 
 def response_metrics(terms: GroupTerms) -> dict[str, Mean]:

@@ -1,0 +1,57 @@
+"""What a trainer is given as data: rows of any kind, or groups that are prepared already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedTokenizerBase
+
+from alignment.cli import UserError
+from alignment.core.rendering import Renderer, TruncationMode
+from alignment.data import GroupDataset, PairRule, Preparation
+from alignment.objectives.base import Objective
+from alignment.trainers.config import GroupConfig
+
+
+def preparation(
+    objective: Objective, tokenizer: PreTrainedTokenizerBase, args: GroupConfig
+) -> Preparation:
+    """How a run turns rows into groups of token ids."""
+    mode = cast(TruncationMode, args.truncation_mode)
+    return Preparation(
+        renderer=Renderer(tokenizer, args.max_length, mode),
+        objective=objective,
+        pair_rule=cast("PairRule | None", args.pair_rule),
+        seed=args.seed,
+        chat=args.as_chat,
+    )
+
+
+def prepared(prepare: Preparation, rows: Any, name: str) -> GroupDataset:
+    """Rows as groups; groups that are prepared stay as they are.
+
+    Args:
+        prepare: How.
+        rows: Rows of any format that `alignment.core.groups` reads, or groups.
+        name: What messages call them: `train[7]`.
+
+    Raises:
+        UserError: There is none.
+    """
+    if isinstance(rows, GroupDataset):
+        return rows
+    if rows is None:
+        raise UserError("a training set is needed: pass `train_dataset`")
+    named = ((f"{name}[{index}]", row) for index, row in enumerate(rows))
+    fingerprint = [getattr(rows, "_fingerprint", None)]
+    broadcast_object_list(fingerprint, from_process=0)
+    return prepare(named, fingerprint[0])
+
+
+def prepared_splits(prepare: Preparation, rows: Any) -> Any:
+    """One set of rows, or several by name, as `prepared` gives them; None stays None."""
+    if isinstance(rows, Mapping):
+        return {name: prepared(prepare, split, name) for name, split in rows.items()}
+    return None if rows is None else prepared(prepare, rows, "eval")
