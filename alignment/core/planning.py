@@ -12,6 +12,7 @@ import heapq
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -75,13 +76,25 @@ class Plan:
         for step in range(self.steps_per_epoch):
             yield order[step * self.batch_size : (step + 1) * self.batch_size]
 
+    def step(self, number: int) -> np.ndarray:
+        """The groups of optimiser step `number` of the run, counted from 0."""
+        epoch, index = divmod(number, self.steps_per_epoch)
+        return next(islice(self.steps(epoch), index, None))
+
     def bins(self, epoch: int, rank: int) -> Iterator[Bin]:
         """The forward passes of one process in `epoch`, `accumulation` for every optimiser step."""
         for step in self.steps(epoch):
-            dealt = deal(self.lengths[step], self.world_size * self.accumulation)
-            smallest = int(step[np.argmin(self.lengths[step])])
-            for members in dealt[rank :: self.world_size]:
-                yield tuple(int(step[i]) for i in members) if members else filler(smallest)
+            yield from self._dealt(step, rank)
+
+    def step_bins(self, number: int, rank: int) -> list[Bin]:
+        """The forward passes of one process in optimiser step `number` of the run."""
+        return list(self._dealt(self.step(number), rank))
+
+    def _dealt(self, step: np.ndarray, rank: int) -> Iterator[Bin]:
+        dealt = deal(self.lengths[step], self.world_size * self.accumulation)
+        smallest = int(step[np.argmin(self.lengths[step])])
+        for members in dealt[rank :: self.world_size]:
+            yield tuple(int(step[i]) for i in members) if members else filler(smallest)
 
 
 def deal(lengths: Sequence[int] | np.ndarray, count: int) -> list[list[int]]:
@@ -126,3 +139,22 @@ def smallest_accumulation(plan: Plan, max_tokens: int, epochs: int) -> int:
                     break
                 accumulation += 1
     return accumulation
+
+
+def largest_bin(plan: Plan, epochs: int) -> Bin:
+    """The groups of the forward pass that computes most positions in the whole run.
+
+    Args:
+        plan: A plan.
+        epochs: Epochs to look at; every epoch deals other groups together.
+    """
+    largest: Bin = ()
+    most = -1
+    for epoch in range(epochs):
+        for step in plan.steps(epoch):
+            lengths = plan.lengths[step]
+            fullest = deal(lengths, plan.world_size * plan.accumulation)[0]
+            total = sum(int(lengths[i]) for i in fullest)
+            if total > most:
+                largest, most = tuple(int(step[i]) for i in fullest), total
+    return largest

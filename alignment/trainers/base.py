@@ -50,10 +50,19 @@ from alignment.trainers.checkpoints import (
 from alignment.trainers.config import GroupConfig
 from alignment.trainers.loading import load_policy, load_tokenizer, prepare_frozen
 from alignment.trainers.metrics import MeanLedger, pop_loss, response_metrics, term_means
+from alignment.trainers.out_of_memory import SplittingStep, try_largest_bin
+from alignment.trainers.probe import Probe
 from alignment.trainers.rows import preparation, prepared, prepared_splits
 from alignment.trainers.saved_weights import check_saved, measure
-from alignment.trainers.start import check_layout, run_preflight, store_reference
+from alignment.trainers.start import (
+    check_layout,
+    check_same_data,
+    check_weights,
+    run_preflight,
+    store_reference,
+)
 from alignment.trainers.teacher import Frozen, check_frozen, load_frozen
+from alignment.trainers.watching import Watch
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -145,6 +154,9 @@ class GroupTrainer(_BaseTrainer):
         self._statistics = MeanLedger()
         self.tokens_seen = 0
         self._staging: Path | None = None
+        self._watch = Watch(self)
+        self._splitting = SplittingStep(self, super().training_step)
+        self.metrics_file = MetricsFile(Path(args.output_dir) / "metrics.jsonl")
         self.data_report = train_groups.report
 
         super().__init__(
@@ -191,7 +203,9 @@ class GroupTrainer(_BaseTrainer):
 
     def _add_own_callbacks(self) -> None:
         self.add_callback(StepHooks(self))
-        self.add_callback(MetricsFile(Path(self.args.output_dir) / "metrics.jsonl"))
+        self.add_callback(self.metrics_file)
+        if self.args.probe_steps is not None:
+            self.add_callback(Probe(self))
         self.pop_callback(PrinterCallback)
         has_bar = self.pop_callback(ProgressCallback) is not None
         self.add_callback(TokenProgress(self) if has_bar else ProgressLines())
@@ -301,10 +315,34 @@ class GroupTrainer(_BaseTrainer):
             self._means["eval"].add({**output.metrics, **response_metrics(terms)})
             self._means["eval"].add(term_means(output))
         if training:
+            self._watch.loss(inputs, output, loss)
             # Engines average gradients over processes; the counts are global already.
             loss = loss * self.accelerator.num_processes
         self._last_output = output
         return (loss, output) if return_outputs else loss
+
+    def training_step(
+        self, model: nn.Module, inputs: PackedBatch, num_items_in_batch: Tensor | None = None
+    ) -> Tensor:
+        """Forward and backward pass of a batch; on one process in parts where memory ends."""
+        if self.args.world_size > 1 or self.is_deepspeed_enabled:
+            return super().training_step(model, inputs, num_items_in_batch)
+        return self._splitting(model, inputs, num_items_in_batch)
+
+    def counted(self) -> tuple[MeanLedger, MeanLedger, int]:
+        """What has been added up since the last log and step, to come back to."""
+        return self._means["train"].copy(), self._statistics.copy(), self.tokens_seen
+
+    def count_from(self, counted: tuple[MeanLedger, MeanLedger, int]) -> None:
+        """Comes back to what had been added up, where a step is taken anew."""
+        means, statistics, self.tokens_seen = counted
+        self._means["train"], self._statistics = means.copy(), statistics.copy()
+        self._watch.forget()
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._watch.gradient(norm)
+        return norm
 
     @property
     def _state(self) -> ObjectiveState:
@@ -312,7 +350,7 @@ class GroupTrainer(_BaseTrainer):
         return self._callback(ObjectiveState)
 
     @property
-    def _consumed(self) -> Consumed:
+    def consumed(self) -> Consumed:
         """What the run has used up, likewise."""
         return self._callback(Consumed)
 
@@ -336,9 +374,11 @@ class GroupTrainer(_BaseTrainer):
             UserError: Something is inconsistent; training must not start.
         """
         if self.state.global_step:  # one process goes on counting where all together stopped
-            self.tokens_seen = self._consumed.tokens if self.is_world_process_zero() else 0
+            self.tokens_seen = self.consumed.tokens if self.is_world_process_zero() else 0
         if self.is_world_process_zero():
             remove_leftovers(Path(self.args.output_dir))
+        check_same_data(self)
+        check_weights(self)
         with self.compute_loss_context_manager():
             check_layout(self)
             if self.args.precompute_ref_log_probs and "reference" in self.objective.needs:
@@ -346,6 +386,8 @@ class GroupTrainer(_BaseTrainer):
                 self.callback_handler.train_dataloader.dataset.groups = self.train_dataset
             if self.args.preflight and self.state.global_step == 0:
                 run_preflight(self)
+        if self.args.world_size > 1:
+            try_largest_bin(self)
 
     def step_ended(self) -> None:
         """Gives the objective the statistics of the whole optimiser step."""
@@ -408,7 +450,7 @@ class GroupTrainer(_BaseTrainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Writes a checkpoint that is whole, or leaves everything as it was."""
         folder = Path(self._get_output_dir(trial))
-        self._consumed.tokens = self._total_tokens()
+        self.consumed.tokens = self._total_tokens()
         try:
             with whole_checkpoint(self, folder) as self._staging:
                 super()._save_checkpoint(model, trial)

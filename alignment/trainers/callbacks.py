@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, ProgressCallback
 
-from alignment.trainers.verdicts import new_verdicts
+from alignment.trainers.verdicts import Verdict, new_alarms, new_verdicts
 
 if TYPE_CHECKING:
     from alignment.trainers.base import GroupTrainer
@@ -73,19 +73,23 @@ class Consumed(TrainerCallback, ExportableState):
 
     Attributes:
         tokens: Positions computed by all processes.
+        token_budget: Positions that one forward pass may compute, once one did not fit into
+            memory; None before.
     """
 
     def __init__(self) -> None:
         self.tokens = 0
+        self.token_budget: int | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Takes up what the checkpoint holds."""
         if state.global_step:
-            self.tokens = state.stateful_callbacks[type(self).__name__]["attributes"]["tokens"]
+            kept = state.stateful_callbacks[type(self).__name__]["attributes"]
+            self.tokens, self.token_budget = kept["tokens"], kept["token_budget"]
 
     def state(self) -> dict[str, Any]:
         """What goes into the checkpoint."""
-        return {"args": {}, "attributes": {"tokens": self.tokens}}
+        return {"args": {}, "attributes": dict(vars(self))}
 
 
 class MetricsFile(TrainerCallback):
@@ -115,14 +119,25 @@ class MetricsFile(TrainerCallback):
         if not (state.is_world_process_zero and logs):
             return
         row = {"step": state.global_step, **logs}
-        found = [str(verdict) for verdict in new_verdicts(state.log_history)]
-        if "loss" in logs and found:
+        found = [str(verdict) for verdict in _news(state.log_history, logs)]
+        if found:
             row["verdicts"] = found
             for verdict in found:
                 logger.warning("step %d: %s", state.global_step, verdict)
+        self.append(row)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Writes a line of one's own; `step` is one of its keys."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def _news(history: Sequence[Mapping[str, float]], logs: Mapping[str, float]) -> list[Verdict]:
+    """What the last log tells for the first time."""
+    if "loss" in logs:
+        return new_verdicts(history)
+    return new_alarms(history) if "probe/stop_rate" in logs else []
 
 
 class TokenProgress(ProgressCallback):

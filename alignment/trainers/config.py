@@ -36,6 +36,10 @@ class GroupConfig(_BaseConfig):
         ref_cache_dir: Where stored references live; by default beside the prepared data, in the
             cache folder of `datasets`.
         preflight: Checks at the first step that the policy equals the reference.
+        probe_steps: Answers a few prompts greedily every so many steps, logs how many answers end,
+            repeat themselves and how long they are, and says when that gets worse; null for never.
+        probe_prompts: How many prompts, the first of the evaluation or else the training data.
+        probe_max_new_tokens: Longest answer of the probe.
         disable_dropout: Switches dropout off in policy and reference.
         activation_offloading: Keeps activations in host memory between forward and backward.
         model_init_kwargs: Passed to `from_pretrained` where the model is a name.
@@ -90,6 +94,13 @@ class GroupConfig(_BaseConfig):
     preflight: bool = field(
         default=True, metadata={"help": "Check at the first step that policy equals reference."}
     )
+    probe_steps: int | None = field(
+        default=None, metadata={"help": "Answer a few prompts every so many steps."}
+    )
+    probe_prompts: int = field(default=8, metadata={"help": "Prompts of the probe."})
+    probe_max_new_tokens: int = field(
+        default=128, metadata={"help": "Longest answer of the probe in tokens."}
+    )
     disable_dropout: bool = field(
         default=True, metadata={"help": "Switch dropout off in policy and reference."}
     )
@@ -132,7 +143,10 @@ class GroupConfig(_BaseConfig):
         if bf16 is None and not self.fp16:
             # TRL assumes a GPU; on a CPU full precision is both exact and faster.
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        for name in ("global_batch_size", "max_tokens_per_batch", "max_length"):
+        for name in (
+            *("global_batch_size", "max_tokens_per_batch", "max_length"),
+            *("probe_steps", "probe_prompts", "probe_max_new_tokens"),
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")

@@ -6,6 +6,7 @@ that the policy equals the reference. Every process takes part and all come to t
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from pathlib import Path
@@ -21,14 +22,60 @@ from alignment.core.preflight import LOGP_TOLERANCE, Preflight, head_difference,
 from alignment.core.reference import ReferenceStore, WithReference, missing
 from alignment.core.scoring import evaluating, policy_logps
 from alignment.data import default_reference_folder
+from alignment.trainers.watching import not_finite
 
 if TYPE_CHECKING:
     from alignment.trainers.base import GroupTrainer
 
 logger = logging.getLogger(__name__)
 
+_COMPARED = 64
+"""About how many groups are compared over processes id by id."""
+
 _ENTRIES_PER_WRITE = 32
 """Rows of stored reference that a crash may cost."""
+
+
+def check_same_data(trainer: GroupTrainer) -> None:
+    """Compares the training data of all processes: each computes its share of one plan.
+
+    Raises:
+        UserError: They differ; the remedy is named.
+    """
+    found = gather_object([fingerprint_groups(trainer.train_dataset)])
+    other = next((rank for rank, data in enumerate(found) if data != found[0]), None)
+    if other is not None:
+        raise UserError(
+            f"process {other} has other training data ({found[other][0]} groups) than process 0 "
+            f"({found[0][0]} groups): put files and the cache of `datasets` (HF_DATASETS_CACHE) "
+            "where every node reads the same, or copy them anew"
+        )
+
+
+def check_weights(trainer: GroupTrainer) -> None:
+    """Looks for weights that are no number, in the policy and in frozen models.
+
+    Raises:
+        UserError: There is one; it is named.
+    """
+    scorer = trainer.scorer
+    models = {
+        "model": trainer.model,
+        "reference": scorer.ref_model,
+        "second reference": scorer.second_ref_model,
+        "teacher": scorer.teacher,
+        "second teacher": scorer.second_teacher,
+    }
+    for kind, model in models.items():
+        if model is None:
+            continue
+        weight = not_finite(trainer.accelerator.unwrap_model(model))
+        name = next(filter(None, gather_object([weight])), None)
+        if name is not None:
+            raise UserError(
+                f"the weight `{name}` of the {kind} holds NaN or infinity, so every loss would: "
+                "fetch or save the model anew"
+            )
 
 
 def check_layout(trainer: GroupTrainer) -> None:
@@ -114,6 +161,16 @@ def run_preflight(trainer: GroupTrainer) -> None:
         found.loss,
         expected,
     )
+
+
+def fingerprint_groups(groups: Any) -> tuple[int, str]:
+    """Number of groups, and a fingerprint of their lengths and of the ids of some of them."""
+    count = len(groups)
+    digest = hashlib.sha256(groups.lengths("shared").tobytes())
+    for index in range(0, count, max(1, count // _COMPARED)):
+        group = groups[index]
+        digest.update(repr((list(group.prefix), list(map(list, group.responses)))).encode())
+    return count, digest.hexdigest()
 
 
 def _largest(difference: float) -> float:

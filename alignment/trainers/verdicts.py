@@ -22,6 +22,16 @@ END_SHIFT = 0.5
 """Nats by which the end of a response has become too unlikely: a factor of 0.6."""
 
 
+STOP_FALL = 0.3
+"""Share of the probe's answers that no longer end, from which that is told."""
+
+REPETITION_RISE = 0.2
+"""Rise of the share of repeated pieces in the probe's answers from which that is told."""
+
+GROWTH = 2.0
+"""How many times as long as at the start the probe's answers are when that is told."""
+
+
 class Verdict(NamedTuple):
     """What went wrong.
 
@@ -79,6 +89,58 @@ def new_verdicts(history: Sequence[Mapping[str, float]]) -> list[Verdict]:
     earlier = (verdicts(logs[:-back]) for back in range(1, WINDOW + 1))
     known = {verdict.name for found in earlier for verdict in found}
     return [verdict for verdict in verdicts(logs) if verdict.name not in known]
+
+
+def alarms(history: Sequence[Mapping[str, float]]) -> list[Verdict]:
+    """What is wrong with the answers of the last probe, compared with those of the first.
+
+    Args:
+        history: What training logged, oldest first; entries without `probe/stop_rate` are passed
+            over.
+    """
+    probes = [entry for entry in history if "probe/stop_rate" in entry]
+    if len(probes) < 2:
+        return []
+    first, last = probes[0], probes[-1]
+    stops, repeats, length = (
+        (first[f"probe/{name}"], last[f"probe/{name}"])
+        for name in ("stop_rate", "repetition", "length")
+    )
+    found = []
+    if stops[1] <= stops[0] - STOP_FALL:
+        found.append(
+            Verdict(
+                "answers do not end",
+                f"{stops[1]:.0%} of the probe's answers end, {stops[0]:.0%} at the start. Usually "
+                "helps: a lower learning rate, a likelihood term (`cpo`), `truncation_mode: drop`",
+            )
+        )
+    if repeats[1] >= repeats[0] + REPETITION_RISE:
+        found.append(
+            Verdict(
+                "answers repeat themselves",
+                f"{repeats[1]:.0%} of the pieces of the probe's answers are repeated, "
+                f"{repeats[0]:.0%} at the start. Usually helps: a lower learning rate, a larger "
+                "`beta`, fewer epochs",
+            )
+        )
+    if length[1] >= GROWTH * length[0]:
+        found.append(
+            Verdict(
+                "answers grow",
+                f"the probe's answers have {length[1]:.0f} tokens, {length[0]:.0f} at the start. "
+                "Usually helps: pairs whose chosen side is not the longer one, length "
+                "normalisation (`simpo`)",
+            )
+        )
+    return found
+
+
+def new_alarms(history: Sequence[Mapping[str, float]]) -> list[Verdict]:
+    """The alarms that the last probe brings: none that the probe before it brought."""
+    probes = [entry for entry in history if "probe/stop_rate" in entry]
+    known = {verdict.name for verdict in alarms(probes[:-1])}
+    return [verdict for verdict in alarms(probes) if verdict.name not in known]
 
 
 def _sides(logs: Sequence[Mapping[str, float]]) -> Verdict | None:
