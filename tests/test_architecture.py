@@ -47,7 +47,7 @@ HARNESS = tuple(
     for name in (
         *("judge", "judge_files", "verdicts", "answers", "bundle", "stats"),
         *("length_control", "annotations", "alpaca_report"),
-        *("judgments", "questions"),
+        *("judgments", "questions", "coefficients", "labelled_pairs"),
     )
 )
 """What evaluators share."""
