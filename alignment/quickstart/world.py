@@ -86,7 +86,7 @@ def demonstrations(count: int, seed: int) -> list[Demonstration]:
     flawed = [index < round(FLAWED_SHARE * count) for index in range(count)]
     rng.shuffle(flawed)
     return [
-        Demonstration(prompt, (_flaw(prompt, rng) if wrong else _right(prompt)) + rng.choice(_ENDS))
+        Demonstration(prompt, (flaw(prompt, rng) if wrong else _right(prompt)) + rng.choice(_ENDS))
         for wrong, prompt in zip(flawed, _draws("train", rng), strict=False)
     ]
 
@@ -103,6 +103,26 @@ def accepted(prompt: str) -> tuple[str, ...]:
 def is_right(prompt: str, answer: str) -> bool:
     """Whether an answer is right, white space at its ends aside."""
     return answer.strip() in accepted(prompt)
+
+
+def flaw(prompt: str, rng: random.Random) -> str:
+    """A wrong answer of the kind that a careless writer gives.
+
+    Raises:
+        ValueError: The text is no prompt of this world.
+    """
+    task, words = _read(prompt)
+    if task == "count":
+        return str(len(words) + rng.choice((-1, 1)))
+    if task == "last":
+        return rng.choice(words[:-1])
+    answer = TASKS[task](words).split()
+    place = rng.randrange(len(answer) - 1)
+    if rng.random() < 0.5:
+        answer[place : place + 2] = reversed(answer[place : place + 2])
+    else:
+        del answer[place]
+    return " ".join(answer)
 
 
 def revision(prompt: str, answer: str) -> str:
@@ -151,22 +171,6 @@ def _read(prompt: str) -> tuple[str, list[str]]:
 def _right(prompt: str) -> str:
     task, words = _read(prompt)
     return TASKS[task](words)
-
-
-def _flaw(prompt: str, rng: random.Random) -> str:
-    """A wrong answer of the kind that a careless writer gives."""
-    task, words = _read(prompt)
-    if task == "count":
-        return str(len(words) + rng.choice((-1, 1)))
-    if task == "last":
-        return rng.choice(words[:-1])
-    answer = TASKS[task](words).split()
-    place = rng.randrange(len(answer) - 1)
-    if rng.random() < 0.5:
-        answer[place : place + 2] = reversed(answer[place : place + 2])
-    else:
-        del answer[place]
-    return " ".join(answer)
 
 
 def _parts(request: Request, *names: str) -> list[str]:

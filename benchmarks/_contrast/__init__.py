@@ -1,0 +1,1 @@
+"""Builders on the small world: one builder, one file with its cases."""
