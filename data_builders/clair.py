@@ -7,11 +7,10 @@ minimal degradation.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from alignment.cli import parse, run
 from alignment.core.groups import CHOSEN, REJECTED, Content, Group, Response
@@ -27,17 +26,19 @@ from alignment.llm.rows import (
     response_of,
 )
 from data_builders.base import PROMPTS, BuildOptions, build_dataset
+from data_builders.markers import Parts, split_reply
 
 Direction = Literal["improve", "worsen"]
 
 VERSION = "1"
 """Of the prompts and the parser together; rows made by different versions are told apart by it."""
 
+_ANSWER = r"[ _-](?:student(?:\W?s)?[ _-])?(?:answer|solution|response)"
 _ANSWER_NAMES = {
-    "improve": "revised[ _]answer|corrected[ _]student[ _]solution|corrected[ _]solution",
-    "worsen": "worsened[ _]answer|worsened[ _]student[ _]solution|worsened[ _]solution",
+    "improve": f"(?:revised|corrected|improved){_ANSWER}",
+    "worsen": f"(?:worsened|degraded){_ANSWER}",
 }
-_REASONING_NAMES = "(?:teacher[ _])?reasoning"
+_REASONING_NAMES = r"(?:teacher(?:\W?s)?[ _-])?reasoning"
 
 
 @dataclass(kw_only=True)
@@ -55,42 +56,17 @@ class Options(BuildOptions):
     seed: int = field(default=0, metadata={"help": "seed of the reviser's draws"})
 
 
-class Revision(NamedTuple):
-    """A reviser's reply, taken apart.
-
-    Attributes:
-        rationale: Why it edits as it does; may be empty.
-        answer: The edited answer.
-    """
-
-    rationale: str
-    answer: str
-
-
-def parse_revision(text: str, direction: Direction = "improve") -> Revision:
-    """Splits a reply, once, at the marker of its answer.
-
-    A marker is a name such as `Revised answer` in one of these spellings, at the start of a line:
-    a heading (`## ...`), bold (`**...**`), an identifier (`{...}`), or the name with a colon. The
-    first of them counts; an answer that repeats it is kept whole. Where no line begins with a
-    marker, the first bold one or identifier within a line counts.
+def parse_revision(text: str, direction: Direction = "improve") -> Parts:
+    """Splits a reviser's reply into why it edits as it does and the edited answer.
 
     Args:
         text: The reply.
-        direction: Which names count.
+        direction: Which names mark the answer, as `split_reply` reads them.
 
     Raises:
         Reject: `parse_failed` where there is no marker.
     """
-    names = _ANSWER_NAMES[direction]
-    marker = _marker(names).search(text) or re.search(
-        rf"(?:\{{(?:{names})\}}|\*\*(?:{names})\*\*):?", text, re.IGNORECASE
-    )
-    if marker is None:
-        raise Reject("parse_failed", "the reply has no marker of the answer", reply=text)
-    before, after = text[: marker.start()].strip(), text[marker.end() :].strip()
-    reasoning = _marker(_REASONING_NAMES).match(before)
-    return Revision(before[reasoning.end() :].strip() if reasoning else before, after)
+    return split_reply(text, _ANSWER_NAMES[direction], _REASONING_NAMES)
 
 
 def builder(options: Options) -> Callable[[Row, LLM], Awaitable[Group]]:
@@ -140,14 +116,6 @@ def main(argv: list[str]) -> None:
     """`alignment build clair`."""
     options = parse(Options, argv, "alignment build clair", __doc__)
     build_dataset(options, builder(options), needs=(PROMPT_COLUMNS, RESPONSE_COLUMNS))
-
-
-def _marker(names: str) -> re.Pattern[str]:
-    """A name at the start of a line, set apart by markup before it or by a colon after it."""
-    return re.compile(
-        rf"^[ \t>]*(?:[#*_`{{\[]+[ \t]*(?:{names})[ \t]*[*_`}}\]]*:?|(?:{names})[ \t]*:)[*_`]*",
-        re.IGNORECASE | re.MULTILINE,
-    )
 
 
 def _like(prompt: Content, text: str) -> Content:

@@ -51,6 +51,8 @@ HARNESS = tuple(
     )
 )
 """What evaluators share."""
+BUILDING = ("markers", "pairs", "judging", "letters", "transcript", "affixes", "strategies")
+"""What builders share besides their base."""
 TRAINING = ("alignment.data", "alignment.core.*", "alignment.objectives", *CONTRACT, *FLOOR)
 LABELS = ("alignment.core.edits", "alignment.core.token_labels")
 SCORED = tuple(
@@ -118,6 +120,7 @@ ROOMS = (
         (
             *("data_builders.base", "data_builders.statistics"),
             *("eval.judge", "eval.judge_files", "eval.verdicts"),
+            *(f"data_builders.{name}" for name in BUILDING),
             *("alignment", "alignment.core.groups", "alignment.core.rows"),
             *(*CONNECT, *ENGINE, *FLOOR),
         ),

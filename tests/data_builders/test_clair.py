@@ -32,6 +32,11 @@ SPELLINGS = [
     "`{corrected_student_solution}`:",
     "Revised answer:",
     "corrected_student_solution:",
+    "2. **Revised answer:**",
+    "**{Corrected Student's Solution}:**",
+    "[Corrected student solution]",
+    "## Improved response",
+    "### {corrected_student_solution}:",
 ]
 
 
@@ -40,6 +45,13 @@ SPELLINGS = [
 def test_every_spelling_of_the_marker_splits_the_reply(marker: str, gap: str):
     text = f"## Reasoning\nIt is wrong.\n\n{marker}{gap}The answer.\nIts end.\n"
     assert parse_revision(text) == ("It is wrong.", "The answer.\nIts end.")
+
+
+@pytest.mark.parametrize("marker", ["corrected_student_solution", "Revised answer"])
+def test_a_bare_name_is_a_marker_alone_on_its_line(marker: str):
+    assert parse_revision(f"Why.\n{marker}\nThe answer.") == ("Why.", "The answer.")
+    with pytest.raises(Reject):
+        parse_revision(f"{marker} is what I should write.")
 
 
 @pytest.mark.parametrize("marker", SPELLINGS)
