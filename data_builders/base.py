@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,6 +48,12 @@ class ModelAt(NamedTuple):
     base_url: str | None = None
     price: tuple[float, ...] | None = None
     api_key_env: str | None = None
+
+    @classmethod
+    def of(cls, name: str, base_url: str | None = None) -> ModelAt:
+        """The model that an option names as `NAME` or, at an address of its own, `NAME@URL`."""
+        own = re.fullmatch(r"(.+)@(https?://.+)", name)
+        return cls(own[1], own[2]) if own else cls(name, base_url)
 
     def connect(self, ledger: Ledger, options: CallOptions) -> LLM:
         """The model, ready to be asked.

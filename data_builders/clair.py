@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from alignment.cli import parse, run
-from alignment.core.groups import CHOSEN, REJECTED, Content, Group, Response
+from alignment.core.groups import CHOSEN, REJECTED, Group, Response
 from alignment.llm.engine import LLM
 from alignment.llm.prompts import Template, as_text
 from alignment.llm.protocol import Sampling
@@ -27,6 +27,7 @@ from alignment.llm.rows import (
 )
 from data_builders.base import PROMPTS, BuildOptions, build_dataset
 from data_builders.markers import Parts, split_reply
+from data_builders.pairs import like, refuse_truncated
 
 Direction = Literal["improve", "worsen"]
 
@@ -82,8 +83,7 @@ def builder(options: Options) -> Callable[[Row, LLM], Awaitable[Group]]:
 
     async def build(row: Row, llm: LLM) -> Group:
         prompt, start = prompt_of(row), response_of(row)
-        if row.get("finish_reason") == "length":
-            raise Reject("truncated", "the start answer was cut off at its length limit")
+        refuse_truncated(row)
         messages = template.user_message(prompt=as_text(prompt), response=start)
         reply = await llm.chat(messages, sampling)
         revision = parse_revision(reply.text, options.direction)
@@ -93,8 +93,8 @@ def builder(options: Options) -> Callable[[Row, LLM], Awaitable[Group]]:
             raise Reject("identical", "the reviser changed nothing", reply=reply.text)
         improve = options.direction == "improve"
         edited_role, kept_role = (CHOSEN, REJECTED) if improve else (REJECTED, CHOSEN)
-        edited = Response(_like(prompt, revision.answer), role=edited_role, model=llm.model)
-        kept = Response(_like(prompt, start), role=kept_role, model=row.get("model"))
+        edited = Response(like(prompt, revision.answer), role=edited_role, model=llm.model)
+        kept = Response(like(prompt, start), role=kept_role, model=row.get("model"))
         chosen, rejected = (edited, kept) if improve else (kept, edited)
         meta = {
             "builder": "clair",
@@ -116,11 +116,6 @@ def main(argv: list[str]) -> None:
     """`alignment build clair`."""
     options = parse(Options, argv, "alignment build clair", __doc__)
     build_dataset(options, builder(options), needs=(PROMPT_COLUMNS, RESPONSE_COLUMNS))
-
-
-def _like(prompt: Content, text: str) -> Content:
-    """A response in the form of its prompt: text, or the assistant's message."""
-    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from alignment.cli import UserError, nearest, parse
 from alignment.llm.connect import CallOptions, connect, load_dotted
+from alignment.llm.engine import LLM
 from alignment.llm.ledger import Ledger
 from alignment.llm.prompts import Template
 from alignment.llm.protocol import Reply, Sampling
@@ -140,25 +141,56 @@ def open_judge(
         UserError: The YAML, the prompt file or the model cannot be used.
     """
     made = read_judge(judge or options.judge)
+    model, url = judge_model(options, made)
+    if model is None:
+        raise UserError("no judge: give `--judge-model`, or `model` in the judge's YAML")
+    if made.verdict == "reward" and options.judge_prompt is not None:
+        raise UserError("a reward model reads no prompt file: leave out `--judge-prompt`")
+    return judge_over(connect(model, url, ledger, options), made, options.judge_prompt, fields)
+
+
+def judge_model(options: JudgeOptions, made: JudgeFile) -> tuple[str | None, str | None]:
+    """The model that options or a judge's YAML name, and the address of its server.
+
+    Returns:
+        The name as `connect` takes it, None where neither names one; the address.
+    """
     model, url = (
         (options.judge_model, options.judge_url)
         if options.judge_model is not None
         else (made.model, options.judge_url or made.url)
     )
-    if model is None:
-        raise UserError("no judge: give `--judge-model`, or `model` in the judge's YAML")
+    if model and made.verdict == "reward" and not model.startswith(("reward:", "program:")):
+        model = f"reward:{model}"
+    return model, url
+
+
+def judge_over(
+    llm: LLM,
+    made: JudgeFile,
+    prompt: Path | None = None,
+    fields: Collection[str] = PAIRWISE_FIELDS,
+) -> Judge[Any] | RewardJudge:
+    """The judge that a YAML makes of a model.
+
+    Args:
+        llm: The model.
+        made: The YAML.
+        prompt: A prompt file in the place of the YAML's own.
+        fields: What the prompt file may show.
+
+    Raises:
+        UserError: The prompt file cannot be used.
+    """
     if made.verdict == "reward":
-        if options.judge_prompt is not None:
-            raise UserError("a reward model reads no prompt file: leave out `--judge-prompt`")
-        name = model if model.startswith(("reward:", "program:")) else f"reward:{model}"
-        return RewardJudge(connect(name, url, ledger, options))
-    template = Template(options.judge_prompt or str(made.prompt), fields)
+        return RewardJudge(llm)
+    template = Template(prompt or str(made.prompt), fields)
     tokens = made.verdict == "tokens"
     sampling = Sampling(
         made.temperature,
         max_tokens=made.max_tokens,
         top_logprobs=made.top_logprobs if tokens else None,
     )
-    llm = connect(model, url, ledger, options)
-    reader = made.reader()
-    return Judge(llm, template, reader, sampling, made.system, made.again, keep_truncated=tokens)
+    return Judge(
+        llm, template, made.reader(), sampling, made.system, made.again, keep_truncated=tokens
+    )

@@ -82,7 +82,7 @@ def trains(
     return metrics
 
 
-def survives_a_kill(folder: Path, script: Script, *words: object) -> list[Row]:
+def survives_a_kill(folder: Path, script: Script, *words: object, models: int = 1) -> list[Row]:
     """Kills a job half way by SIGKILL, runs it again, and compares with a job that ran through.
 
     Output and rejects must be the same byte for byte, and no call may be made twice but those that
@@ -93,6 +93,7 @@ def survives_a_kill(folder: Path, script: Script, *words: object) -> list[Row]:
         script: What the server answers; it should look at the body, not at the call's number.
         *words: The command after `alignment`, without `--output`, `--model`, `--base-url` and
             `--concurrency`. Of a judge too, `{url}` stands for the server's address.
+        models: How many are asked, each as many calls at a time.
 
     Returns:
         The rows that were made.
@@ -132,7 +133,7 @@ def survives_a_kill(folder: Path, script: Script, *words: object) -> list[Row]:
         assert job("killed", "--resume") == 0
         again = Counter(map(_key, server.bodies[asked:]))
     assert again.keys() == whole.keys()
-    assert sum((again - whole).values()) <= CONCURRENCY
+    assert sum((again - whole).values()) <= models * CONCURRENCY
     for name in ("out.jsonl", "out.jsonl.rejects.jsonl"):
         made, expected = (folder / which / name for which in ("killed", "whole"))
         assert made.exists() == expected.exists()
