@@ -39,7 +39,7 @@ def test_the_stronger_answer_is_chosen_and_the_own_one_rejected(tmp_path: Path):
 
 
 def test_rows_without_a_pair_are_listed_with_their_reason(tmp_path: Path):
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": "fine", "response": "r"},
         {"prompt": "Same", "response": " SAME\n"},
         {"prompt": "refuse", "response": "r"},
