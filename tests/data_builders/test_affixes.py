@@ -23,7 +23,7 @@ EARLIER = [
 
 
 def affixes(**options: Any) -> Affixes:
-    return Affixes(AffixOptions(input=Path("i"), output=Path("o"), model="m", **options))
+    return Affixes(AffixOptions(input=Path("i"), output=Path("o.jsonl"), model="m", **options))
 
 
 @pytest.mark.parametrize(
