@@ -128,9 +128,12 @@ def choose_c(rows: Design) -> float:
     """
     kept = np.stack([rows.weights * (rows.folds != fold) for fold in range(FOLDS)])
     held_out = [np.flatnonzero(rows.folds == fold) for fold in range(FOLDS)]
-    found, losses = None, []
-    for c in CS:  # each starts where the one before ended
-        found = solve(rows.features, rows.targets, c * kept, found)
+    found = before = np.zeros((FOLDS, rows.features.shape[1]))
+    losses = []
+    for c in CS:
+        # The penalty's pull falls as 1 / C, and the optimum moves about as much.
+        start = found + (found - before) * (CS[0] / CS[1])
+        found, before = solve(rows.features, rows.targets, c * kept, start), found
         losses.append(
             np.mean([_loss(rows, w, held) for w, held in zip(found, held_out, strict=True)])
         )
@@ -256,26 +259,41 @@ def duality_gap(features: Floats, targets: Floats, weights: Floats, found: Float
 
 def _step(at: Floats, slope: Floats, curve: Floats, reach: Floats) -> tuple[Floats, Floats]:
     """Where a step leads and how far it may move a logit: (b, k) and (b,)."""
-    k = at.shape[1]
+    # A hair of ridge keeps features that are constant or alike solvable; the optimum stays.
+    curve = curve * (1 + 1e-12 * np.eye(at.shape[1]))
+    inside = at.all()
+    step = _newton(curve, slope + np.sign(at)) if inside else _from_zero(at, slope, curve)
+    moved = np.abs(step) @ reach
+    share = np.log1p(moved) / np.maximum(moved, np.finfo(float).tiny)
+    there = at + share[:, None] * step
+    if (at * there < 0).any():  # a weight ends at zero on its way to the other side
+        meets = np.full_like(at, np.inf)
+        np.divide(-at, step, out=meets, where=at * there < 0)
+        share = np.minimum(share, meets.min(axis=1))
+        there = np.where(meets <= share[:, None], 0.0, at + share[:, None] * step)
+    return there, moved
+
+
+def _newton(curve: Floats, slope: Floats) -> Floats:
+    step: Floats = np.linalg.solve(curve, -slope[:, :, None])[:, :, 0]
+    return step
+
+
+def _from_zero(at: Floats, slope: Floats, curve: Floats) -> Floats:
+    """The step where weights are zero: of those, such move as are pulled by more than the penalty.
+
+    A weight that the others would take to the wrong side of zero stays for this time.
+    """
     leaving = np.where(np.abs(slope) > 1, -np.sign(slope), 0)
     side = np.where(at != 0, np.sign(at), leaving)
-    # A hair of ridge keeps features that are constant or alike solvable; the optimum stays.
-    ridge = 1e-12 * np.trace(curve, axis1=1, axis2=2)[:, None, None] * np.eye(k)
-    for _ in range(k):
+    while True:
         free = side != 0
-        face = np.where(free[:, :, None] & free[:, None, :], curve + ridge, np.eye(k))
-        push = np.where(free, -(slope + side), 0)
-        step = np.linalg.solve(face, push[:, :, None])[:, :, 0]
+        face = np.where(free[:, :, None] & free[:, None, :], curve, np.eye(at.shape[1]))
+        step = _newton(face, np.where(free, slope + side, 0))
         astray = (at == 0) & (step * side < 0)
         if not astray.any():
-            break
+            return step
         side[astray] = 0
-    moved = np.abs(step) @ reach
-    share = np.divide(np.log1p(moved), moved, out=np.ones_like(moved), where=moved > 0)
-    meets = np.full_like(at, np.inf)
-    np.divide(-at, step, out=meets, where=at * (at + share[:, None] * step) < 0)
-    share = np.minimum(share, meets.min(axis=1))[:, None]
-    return np.where(meets <= share, 0.0, at + share * step), moved
 
 
 def _features(rows: Rows, model: Rows, constant: float) -> Floats:
