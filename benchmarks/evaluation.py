@@ -105,8 +105,8 @@ def _design(benchmark: Benchmark, reference: Rows, verdicts: Sequence[Annotation
     )
     difficulty = [benchmark.prompts[row.row].difficulty for row in verdicts]
     targets = [np.nan if row.preference is None else row.preference for row in verdicts]
-    numbers = (np.array(column, dtype=float) for column in (length, difficulty, targets))
-    rows = Rows(*numbers, np.array([row.prompt for row in verdicts]))
+    places = np.array([row.prompt for row in verdicts])
+    rows = Rows(length, np.array(difficulty, float), np.array(targets, float), places)
     return length_control.design(rows, reference, by_row=True)
 
 

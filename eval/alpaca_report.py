@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,9 +36,9 @@ class LengthControl:
 
     reference: Rows | None = None
     c: float | None = None
-    weights: tuple[float, ...] | None = None
+    weights: Sequence[float] | None = None
     by: Literal["prompt", "row"] = "prompt"
-    estimated: Floats | None = None
+    estimated: Sequence[float] | None = None
     seed: int = 0
     resamples: int = 1000
 
@@ -92,6 +92,20 @@ def complaints(results: dict[str, Any]) -> list[str]:
         told.append(f"no length-controlled win rate: {results['lc_note']}")
     elif results["lc_note"]:
         told.append(f"length control: {results['lc_note']}")
+    if judge := results.get("judge"):
+        told += _of_the_judge(results, judge)
+    return told
+
+
+def _of_the_judge(results: Mapping[str, Any], judge: Mapping[str, Any]) -> list[str]:
+    told = []
+    hard, votes = results["hard_verdicts"], results["weighted_verdicts"] + results["hard_verdicts"]
+    if hard:
+        told.append(f"{hard} of {votes} verdicts are words, not probabilities")
+    if not judge["official_prompt"]:
+        told.append(
+            "the judge prompt is not AlpacaEval's: not to be compared with published numbers"
+        )
     return told
 
 
@@ -111,7 +125,9 @@ def refuse_unjudged(results: dict[str, Any], where: str | Path) -> None:
         )
 
 
-def estimate_difficulty(files: Sequence[Path], benchmark: Benchmark, model: str | None) -> Floats:
+def estimate_difficulty(
+    files: Sequence[Path], benchmark: Benchmark, model: str | None
+) -> list[float]:
     """The difficulty of each prompt from verdicts on other models.
 
     It is the log-odds that a model wins against the baseline (one verdict of one half is added),
@@ -143,7 +159,7 @@ def estimate_difficulty(files: Sequence[Path], benchmark: Benchmark, model: str 
     spread = odds.std()
     if not spread > 0:
         raise UserError(f"{', '.join(map(str, files))}: the verdicts tell no prompt from another")
-    scaled: Floats = (odds - odds.mean()) / spread
+    scaled: list[float] = ((odds - odds.mean()) / spread).tolist()
     return scaled
 
 
@@ -160,7 +176,7 @@ def _length_controlled(
     )
     reference = how.reference
     if reference is not None and how.estimated is not None:
-        reference = reference._replace(difficulty=how.estimated[reference.prompt])
+        reference = reference._replace(difficulty=np.array(how.estimated)[reference.prompt])
     length = length_control.length_feature(*lengths)
     mine = Rows(length, difficulty, targets, prompts)
     rows = length_control.design(mine, reference, by_row=how.by == "row")
@@ -225,7 +241,8 @@ def _difficulty(
 ) -> tuple[Floats | None, str]:
     """The difficulty of each row, None where it is left out, and where it comes from."""
     if how.estimated is not None:
-        return how.estimated[[row.prompt for row in rows]], "estimated from other models"
+        estimates = [how.estimated[row.prompt] for row in rows]
+        return np.array(estimates), "estimated from other models"
     known = [prompt.difficulty for prompt in benchmark.prompts]
     lacking = known.count(None)
     if lacking == len(known):

@@ -125,6 +125,19 @@ class Benchmark:
             return by_text if index is None else by_index
         return by_text if by_text == by_index else None
 
+    def rows(self) -> list[Row]:
+        """Rows of a file that this very benchmark can be read from."""
+        return [
+            {
+                "index": prompt.name,
+                "instruction": prompt.text,
+                "baseline_model": self.baseline_name,
+                "baseline_output": prompt.baseline,
+                "instruction_difficulty": prompt.difficulty,
+            }
+            for prompt in self.prompts
+        ]
+
     def place_of_row(self, row: int) -> int:
         """The position of the prompt whose index is a row's number, as published numbers pair them.
 

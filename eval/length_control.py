@@ -126,9 +126,10 @@ def choose_c(rows: Design) -> float:
     Args:
         rows: What to fit.
     """
-    kept = np.stack([rows.weights * (rows.folds != fold) for fold in range(FOLDS)])
-    held_out = [np.flatnonzero(rows.folds == fold) for fold in range(FOLDS)]
-    found = before = np.zeros((FOLDS, rows.features.shape[1]))
+    folds = np.unique(rows.folds)  # of few prompts there are fewer
+    kept = np.stack([rows.weights * (rows.folds != fold) for fold in folds])
+    held_out = [np.flatnonzero(rows.folds == fold) for fold in folds]
+    found = before = np.zeros((len(folds), rows.features.shape[1]))
     losses = []
     for c in CS:
         # The penalty's pull falls as 1 / C, and the optimum moves about as much.
@@ -260,23 +261,24 @@ def duality_gap(features: Floats, targets: Floats, weights: Floats, found: Float
 def _step(at: Floats, slope: Floats, curve: Floats, reach: Floats) -> tuple[Floats, Floats]:
     """Where a step leads and how far it may move a logit: (b, k) and (b,)."""
     # A hair of ridge keeps features that are constant or alike solvable; the optimum stays.
-    curve = curve * (1 + 1e-12 * np.eye(at.shape[1]))
+    ridge = 1e-12 * (1 + curve.diagonal(axis1=1, axis2=2).sum(axis=1))
+    curve = curve + ridge[:, None, None] * np.eye(at.shape[1])
     inside = at.all()
     step = _newton(curve, slope + np.sign(at)) if inside else _from_zero(at, slope, curve)
     moved = np.abs(step) @ reach
-    share = np.log1p(moved) / np.maximum(moved, np.finfo(float).tiny)
-    there = at + share[:, None] * step
+    share: Floats = np.log1p(moved) / np.maximum(moved, np.finfo(float).tiny)
+    there: Floats = at + share[:, None] * step
     if (at * there < 0).any():  # a weight ends at zero on its way to the other side
         meets = np.full_like(at, np.inf)
         np.divide(-at, step, out=meets, where=at * there < 0)
-        share = np.minimum(share, meets.min(axis=1))
-        there = np.where(meets <= share[:, None], 0.0, at + share[:, None] * step)
+        end = np.minimum(share, meets.min(axis=1))[:, None]
+        there = np.where(meets <= end, 0.0, at + end * step)
     return there, moved
 
 
 def _newton(curve: Floats, slope: Floats) -> Floats:
-    step: Floats = np.linalg.solve(curve, -slope[:, :, None])[:, :, 0]
-    return step
+    step = np.linalg.solve(curve, -slope[:, :, None])[:, :, 0]
+    return np.asarray(step, dtype=np.float64)
 
 
 def _from_zero(at: Floats, slope: Floats, curve: Floats) -> Floats:

@@ -79,6 +79,15 @@ def test_features_that_are_constant_or_alike_are_no_trouble():
     assert found.gap < 1e-10
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_few_prompts_are_no_trouble(size: int):
+    rows = made_up(size, size=size)
+    c = choose_c(rows)
+    assert fit(rows, c).gap < 1e-10
+    low, high = bootstrap(rows, 100.0, seed=0, resamples=50)
+    assert 0 <= low <= high <= 100
+
+
 def test_equal_lengths_are_no_length_difference():
     assert length_control.length_feature([3, 4, 5], [5, 6, 7]).tolist() == [0, 0, 0]
     assert length_control.length_feature([3], [5]).tolist() == [0]
