@@ -21,6 +21,9 @@ from alignment.llm.rows import MapReport
 from data_builders.overlap import EvalPrompts
 from data_builders.statistics import Collector, PairStatistics
 
+LENGTH_TEACHER = 0.9
+"""Share of pairs whose chosen side is longer, from which on a build says so."""
+
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
 
 
@@ -101,7 +104,10 @@ def told(summary: Mapping[str, Any]) -> Iterator[str]:
     """The lines that a build ends with, those about its rows."""
     statistics = summary["statistics"]
     if statistics["pairs"] is not None:
-        yield str(PairStatistics(**statistics["pairs"]))
+        pairs = PairStatistics(**statistics["pairs"])
+        yield str(pairs)
+        if pairs.length_win_rate >= LENGTH_TEACHER:
+            yield "the chosen side is almost always the longer one: these pairs teach length"
     groups = statistics["groups"]
     if groups is not None:
         yield (

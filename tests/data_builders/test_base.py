@@ -339,6 +339,19 @@ def test_a_repository_that_cannot_be_is_told_before_any_call(tmp_path: Path):
     assert not (tmp_path / "out.jsonl.ledger").exists()
 
 
+@pytest.mark.parametrize("longer", [8, 9])
+def test_pairs_that_teach_length_are_called_so(
+    longer: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The chosen side is longer in 8 or 9 of 10 pairs; from 0.9 on it is said."""
+
+    async def build(row: Row, llm: LLM) -> Group:
+        return pair(row["prompt"], "yes, indeed" if int(row["prompt"]) < longer else "y")
+
+    build_dataset(options(tmp_path, [{"prompt": str(number)} for number in range(10)]), build)
+    assert ("these pairs teach length" in capsys.readouterr().out) == (longer == 9)
+
+
 def test_a_command_on_a_card_is_what_repeats_the_build(tmp_path: Path):
     chosen = options(tmp_path, judge_model="a judge", resume=True, dry_run=True, price=(1.0, 2.5))
     words = shlex.split(command_of(chosen, "test"))

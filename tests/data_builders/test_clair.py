@@ -12,7 +12,7 @@ from alignment.cli import UserError, parse
 from alignment.core.groups import group_from_row
 from alignment.core.rows import read_rows
 from alignment.llm.prompts import as_text, sections
-from alignment.llm.protocol import Request
+from alignment.llm.protocol import Reply, Request
 from alignment.llm.rows import Reject
 from data_builders.clair import Options, parse_revision
 from data_builders.statistics import jaccard
@@ -136,9 +136,15 @@ def test_real_revisions_keep_a_repeated_marker(real: list[dict[str, Any]]):
             assert parse_revision(text).answer == f"{answer}\n{marker} once more"
 
 
-def reviser(request: Request) -> str:
+def reviser(request: Request) -> str | Reply:
     """Doubles the exclamation marks of an answer, or does what the answer asks of it."""
-    return revise(as_text(request.prompt))
+    text = as_text(request.prompt)
+    match sections(text)["answer"]:
+        case "endless":
+            return Reply("## Revised answer\nand then and then", finish_reason="length")
+        case "forbidden":
+            return Reply("I would rather not.", finish_reason="content_filter")
+    return revise(text)
 
 
 def revise(text: str) -> str:
@@ -200,6 +206,8 @@ ROWS = [
     {"prompt": "", "response": "x"},
     {"prompt": "p7"},
     {"prompt": "p8", "response": "kept too"},
+    {"prompt": "p9", "response": "endless"},
+    {"prompt": "p10", "response": "forbidden"},
 ]
 
 
@@ -214,6 +222,8 @@ def test_every_row_is_kept_or_rejected_with_its_reason(tmp_path: Path):
         "truncated",
         "no_prompt",
         "no_response",
+        "truncated",
+        "refused",
     ]
     assert rejects[0]["reply"] == "I would not change it."
     assert rejects[0]["row"] == ROWS[1]
