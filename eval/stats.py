@@ -17,6 +17,8 @@ from alignment.llm.prompts import shorten
 ENOUGH_JUDGED = 0.95
 """Share of prompts below which a win rate is refused unless missing verdicts are allowed."""
 
+_DRAWS = 512  # sets of signs in memory at a time
+
 
 class Interval(NamedTuple):
     """A confidence interval.
@@ -114,6 +116,56 @@ def bootstrap_mean(
     means = np.array([data[rng.integers(0, data.size, data.size)].mean() for _ in range(resamples)])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
+
+
+def sign_flip(differences: npt.ArrayLike, seed: int, resamples: int = 10_000) -> float:
+    """The two-sided p-value of a paired test: the mean is that large by the draw of signs alone.
+
+    All signs are gone through where they are not more than `resamples`, which is exact; else as
+    many are drawn.
+
+    Args:
+        differences: (n,) one for each prompt.
+        seed: Seed of the draws.
+        resamples: Most sets of signs to look at.
+
+    Raises:
+        ValueError: There are no differences.
+    """
+    data = np.asarray(differences, dtype=np.float64)
+    if not data.size:
+        raise ValueError("a test needs at least one difference")
+    data = data[data != 0]  # their sign is nothing
+    observed = abs(float(data.sum())) - 1e-9 * float(np.abs(data).sum())  # rounding is no excess
+    if 2**data.size <= resamples:
+        bits = np.arange(2**data.size)[:, None] >> np.arange(data.size) & 1
+        return float(np.mean(np.abs((1.0 - 2.0 * bits) @ data) >= observed))
+    rng = np.random.default_rng(seed)
+    beyond = 0
+    for first in range(0, resamples, _DRAWS):
+        size = (min(_DRAWS, resamples - first), data.size)
+        signs = 1.0 - 2.0 * rng.integers(0, 2, size, dtype=np.int8)
+        beyond += int((np.abs(signs @ data) >= observed).sum())
+    return (beyond + 1) / (resamples + 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for their number, by Holm's step-down method.
+
+    Paper: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of
+    Statistics 6 (1979). Whatever is true, the chance that any test errs stays below the level.
+
+    Args:
+        p_values: (n,) of n tests.
+
+    Returns:
+        (n,) in the same order, each in [0, 1].
+    """
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
 
 
 def win_rate(scores: Sequence[float | None], seed: int, resamples: int = 10_000) -> WinRate:

@@ -1,44 +1,79 @@
-"""Win rate of answers over a baseline's answers to the same prompts, by a judge in both orders."""
+"""Win rates of answers over other answers to the same prompts, by a judge in both orders.
+
+Any number of models: each against a baseline, or each against each. Beside win rates stand
+position consistency, a comparison at matched lengths, Bradley-Terry ratings and paired tests.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from alignment.cli import UserError, parse, run, say
 from alignment.core.rows import read_rows
-from alignment.llm.connect import CallOptions, connect, open_ledger, run_rows
+from alignment.llm.connect import open_ledger, run_rows
+from alignment.llm.ledger import Ledger
 from alignment.llm.prompts import as_text, shorten
-from alignment.llm.protocol import Sampling
 from alignment.llm.rows import Reject, Row, prompt_of, response_of
-from eval.judge import compare, pairwise_judge
-from eval.stats import ENOUGH_JUDGED, refuse_unjudged, summarise
+from eval.answers import warn_of_repetition
+from eval.bundle import MANIFEST, seal, unseal
+from eval.judge import Judge, PairJudge, compare
+from eval.judge_files import JudgeOptions, open_judge
+from eval.stats import ENOUGH_JUDGED, refuse_unjudged
+from eval.tournament import report
 
 
 @dataclass(kw_only=True)
-class Options(CallOptions):
+class Options(JudgeOptions):
     """Options of `alignment eval winrate`."""
 
-    answers: Path = field(metadata={"help": "file of rows with `prompt` and `response`"})
-    baseline: Path = field(metadata={"help": "file of other answers to the same prompts"})
-    output: Path = field(metadata={"help": "folder for results.json and verdicts.jsonl"})
-    judge_model: str = field(metadata={"help": "the judge: a name on its server, or a folder"})
-    judge_url: str | None = field(
-        default=None, metadata={"help": "address of the judge's server; unset, it runs here"}
+    answers: tuple[Path, ...] = field(
+        default=(), metadata={"help": "files of rows with `prompt` and `response`, one a model"}
     )
-    judge_prompt: Path | None = field(
-        default=None, metadata={"help": "prompt file with the fields prompt, first, second, fence"}
+    baseline: Path | None = field(
+        default=None,
+        metadata={"help": "file of other answers to the same prompts; unset, each meets each"},
     )
-    max_tokens: int = field(default=1024, metadata={"help": "longest reply of the judge"})
-    seed: int = field(default=0, metadata={"help": "seed of the bootstrap"})
-    resamples: int = field(default=10_000, metadata={"help": "resamples of the bootstrap"})
+    output: Path | None = field(
+        default=None, metadata={"help": "folder for results.json, verdicts.jsonl and bundle"}
+    )
+    bundle: Path | None = field(
+        default=None, metadata={"help": "folder of a run to recompute; nothing is asked"}
+    )
+    max_tokens: int | None = field(
+        default=None, metadata={"help": "longest reply of the judge, if not its YAML's"}
+    )
+    length_tolerance: float = field(
+        default=0.1,
+        metadata={"help": "share of the longer answer by which matched lengths may differ"},
+    )
+    seed: int = field(default=0, metadata={"help": "seed of bootstraps and tests"})
+    resamples: int = field(default=10_000, metadata={"help": "resamples of bootstraps and tests"})
     allow_missing: bool = field(
         default=False,
         metadata={"help": f"report although fewer than {ENOUGH_JUDGED:.0%} of prompts are judged"},
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bundle is not None:
+            if self.answers or self.output:
+                raise ValueError("`--bundle` recomputes a run: leave out `--answers`, `--output`")
+            return
+        if not self.answers:
+            raise ValueError("`alignment eval winrate` needs `--answers` (or `--bundle`)")
+        if self.baseline is None and len(self.answers) < 2:
+            raise ValueError(
+                "`alignment eval winrate` needs `--baseline` (other answers to the same prompts), "
+                "or several files in `--answers`"
+            )
+        if self.output is None:
+            raise ValueError("`alignment eval winrate` needs `--output` (a folder)")
 
 
 def read_answers(path: str | Path) -> dict[str, list[str]]:
@@ -86,8 +121,45 @@ def paired(
             yield prompt, answer, other
 
 
+def named(paths: Sequence[Path]) -> dict[str, Path]:
+    """Files by a name for each: what their names differ in.
+
+    Raises:
+        UserError: A file is given twice.
+    """
+    if len({*paths}) < len(paths):
+        raise UserError(f"a file is given twice among {', '.join(map(str, paths))}")
+    stems = [path.name.partition(".")[0] for path in paths]
+    alike = len({*stems}) < len(stems)
+    return {str(path) if alike else stem: path for stem, path in zip(stems, paths, strict=True)}
+
+
+def matches(options: Options) -> list[Row]:
+    """What is to be judged: `model`, `against`, `prompt`, `answer`, `baseline`.
+
+    Raises:
+        UserError: Files cannot be read, or answer different prompts.
+    """
+    others = [] if options.baseline is None else [options.baseline]
+    files = named([*options.answers, *others])
+    said = {name: read_answers(path) for name, path in files.items()}
+    for name, answers in said.items():
+        warn_of_repetition(name, [several[0] for several in answers.values()])
+    names = list(files)
+    if options.baseline is None:
+        pairs = list(combinations(names, 2))
+    else:
+        pairs = [(name, names[-1]) for name in names[:-1]]
+    columns = ("model", "against", "prompt", "answer", "baseline")
+    return [
+        dict(zip(columns, (one, two, *texts), strict=True))
+        for one, two in pairs
+        for texts in paired(said[one], said[two])
+    ]
+
+
 def evaluate(options: Options) -> dict[str, Any]:
-    """Judges all answers and writes `verdicts.jsonl` and `results.json`.
+    """Judges all answers; writes a bundle with `verdicts.jsonl` and `results.json`.
 
     Returns:
         What `results.json` holds.
@@ -95,48 +167,96 @@ def evaluate(options: Options) -> dict[str, Any]:
     Raises:
         UserError: Files do not fit, the judge cannot be asked, or too few verdicts can be read.
     """
-    pairs = list(paired(read_answers(options.answers), read_answers(options.baseline)))
-    verdicts = options.output / "verdicts.jsonl"
+    rows = matches(options)
+    folder = Path(str(options.output))
+    verdicts = folder / "verdicts.jsonl"
     with open_ledger(verdicts, options) as ledger:
-        llm = connect(options.judge_model, options.judge_url, ledger, options)
-        judge = pairwise_judge(
-            llm, options.judge_prompt, Sampling(temperature=0.0, max_tokens=options.max_tokens)
-        )
+        judge = _judge(options, ledger)
 
         async def judged(row: Row) -> list[Row]:
-            return [{**row, **(await compare(judge, **row)).as_row()}]
+            texts = (row["prompt"], row["answer"], row["baseline"])
+            return [{**row, **(await compare(judge, *texts)).as_row()}]
 
-        names = ("prompt", "answer", "baseline")
-        rows = ((pair[0], dict(zip(names, pair, strict=True))) for pair in pairs)
         if not options.dry_run:
-            (options.output / "results.json").unlink(missing_ok=True)
-        run_rows(options, [llm], rows, judged, verdicts, total=len(pairs))
-    results = {
-        **summarise((row for _, row in read_rows(verdicts)), options.seed, options.resamples),
-        "answers": str(options.answers),
-        "baseline_answers": str(options.baseline),
-        "judge": judge.identity(),
+            for name in ("results.json", MANIFEST):
+                (folder / name).unlink(missing_ok=True)
+        sources = ((shorten(row["prompt"]), row) for row in rows)
+        run_rows(options, [judge.llm], sources, judged, verdicts, total=len(rows))
+    settings = {
+        "seed": options.seed,
+        "resamples": options.resamples,
+        "length_tolerance": options.length_tolerance,
     }
-    if not options.allow_missing:
-        refuse_unjudged(results, verdicts)
+    seal(folder, "winrate", judge.identity(), settings, [verdicts.name])
+    results = from_bundle(folder, allow_missing=options.allow_missing)
+    results["answers"] = ", ".join(map(str, options.answers))
+    results["baseline_answers"] = None if options.baseline is None else str(options.baseline)
     text = json.dumps(results, indent=2)
-    (options.output / "results.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
     return results
+
+
+def from_bundle(folder: Path, *, allow_missing: bool) -> dict[str, Any]:
+    """The numbers of a run, from its folder alone.
+
+    Raises:
+        UserError: It is no whole bundle of this evaluator, or too few verdicts can be read.
+    """
+    bundle = unseal(folder, "winrate")
+    results = report(bundle.rows("verdicts.jsonl"), **bundle.settings)
+    if not allow_missing:
+        for pair in results["pairs"]:
+            refuse_unjudged(pair, folder / "verdicts.jsonl")
+    return {**results, "judge": bundle.judge}
 
 
 def main(argv: list[str]) -> None:
     """`alignment eval winrate`."""
     options = parse(Options, argv, "alignment eval winrate", __doc__)
-    results = evaluate(options)
-    low, high = results["win_rate_ci"]
+    if options.bundle is not None:
+        results = from_bundle(options.bundle, allow_missing=options.allow_missing)
+    else:
+        results = evaluate(options)
+    for pair in results["pairs"]:
+        _tell(pair, several=len(results["pairs"]) > 1)
+    for model, rated in results["ratings"].items():
+        low, high = rated["rating_ci"]
+        say(f"{model}: rating {rated['rating']:.0f}, 95% interval [{low:.0f}, {high:.0f}]")
+    for test in results["paired_tests"]:
+        one, two = test["models"]
+        say(
+            f"{one} - {two} against {test['against']}: {test['difference']:+.3f}, "
+            f"p = {test['p_value']:.4f}, corrected {test['p_value_holm']:.4f}"
+        )
+    if options.output is not None:
+        say(f"written to {options.output}")
+
+
+def _tell(pair: Mapping[str, Any], *, several: bool) -> None:
+    low, high = pair["win_rate_ci"]
+    told = f"{pair['model']} against {pair['against']}: " if several else ""
     say(
-        f"win rate {results['win_rate']:.3f}, 95% interval [{low:.3f}, {high:.3f}] over "
-        f"{results['n_prompts']} prompts: {results['wins']} wins, {results['losses']} losses, "
-        f"{results['ties']} ties, {results['unjudged']} unjudged"
+        f"{told}win rate {pair['win_rate']:.3f}, 95% interval [{low:.3f}, {high:.3f}] over "
+        f"{pair['n_prompts']} prompts: {pair['wins']} wins, {pair['losses']} losses, "
+        f"{pair['ties']} ties, {pair['unjudged']} unjudged; p = {pair['p_value']:.4f}"
+        + (f", corrected {pair['p_value_holm']:.4f}" if several else "")
     )
-    if results["position_consistency"] is not None:
-        say(f"both orders agree in {results['position_consistency']:.0%} of comparisons")
-    say(f"written to {options.output}")
+    if matched := pair["length_matched"]:
+        low, high = matched["win_rate_ci"]
+        say(
+            f"at matched lengths {matched['win_rate']:.3f}, 95% interval [{low:.3f}, {high:.3f}] "
+            f"over {matched['n_prompts']} prompts"
+        )
+    if pair["position_consistency"] is not None:
+        say(f"both orders agree in {pair['position_consistency']:.0%} of comparisons")
+
+
+def _judge(options: Options, ledger: Ledger) -> PairJudge:
+    judge = open_judge(options, ledger)
+    if options.max_tokens is None or not isinstance(judge, Judge):
+        return judge
+    sampling = dataclasses.replace(judge.sampling, max_tokens=options.max_tokens)
+    return dataclasses.replace(judge, sampling=sampling)
 
 
 if __name__ == "__main__":

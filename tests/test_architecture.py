@@ -48,8 +48,7 @@ HARNESS = tuple(
         *("judge", "judge_files", "verdicts", "answers", "bundle", "stats"),
         *("length_control", "annotations", "alpaca_report"),
         *("judgments", "questions", "coefficients", "labelled_pairs"),
-        *("judgments", "questions"),
-        *("alpaca_judge", "official_prompt"),
+        *("alpaca_judge", "official_prompt", "ratings", "tournament"),
     )
 )
 """What evaluators share."""

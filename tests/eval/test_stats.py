@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from alignment.cli import UserError
-from eval.stats import bootstrap_mean, refuse_unjudged, summarise, win_rate
+from eval.stats import bootstrap_mean, holm, refuse_unjudged, sign_flip, summarise, win_rate
 
 
 def test_a_win_rate_counts_ties_half_and_leaves_unjudged_out():
@@ -93,3 +93,37 @@ def test_too_few_judged_prompts_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"only 94 of 100 .*\(2 refused, 5 unparseable\)"):
         refuse_unjudged(results, tmp_path)
     refuse_unjudged({**results, "n_prompts": 114}, tmp_path)
+
+
+def test_a_sign_flip_test_counts_the_signs_as_extreme():
+    """Differences 1, 2, 3: of 8 sets of signs only all plus and all minus reach a sum of 6."""
+    assert sign_flip([1, 2, 3], seed=0) == 2 / 8
+    assert sign_flip([0, 0], seed=0) == 1.0
+
+
+def test_the_sign_flip_test_is_that_of_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    for seed in range(3):
+        data = np.random.default_rng(seed).normal(0.3, 1, 11)
+        theirs = stats.permutation_test(
+            (data,), np.mean, permutation_type="samples", n_resamples=np.inf
+        )
+        assert sign_flip(data, seed=0) == pytest.approx(theirs.pvalue, abs=1e-12)
+
+
+def test_drawn_signs_come_close_to_all_of_them():
+    data = np.random.default_rng(5).normal(0.4, 1, 13)
+    assert sign_flip(data, 0, 8191) == pytest.approx(sign_flip(data, 0, 8192), abs=0.02)
+
+
+def test_holms_correction_by_hand():
+    """Sorted .01, .02, .04: times 3, 2, 1, never falling: .03, .04, .04."""
+    assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([]) == []
+
+
+def test_holms_correction_is_that_of_statsmodels():
+    multitest = pytest.importorskip("statsmodels.stats.multitest")
+    p_values = np.random.default_rng(0).random(20) ** 2
+    theirs = multitest.multipletests(p_values, method="holm")[1]
+    assert holm(p_values.tolist()) == pytest.approx(theirs.tolist())
