@@ -27,11 +27,10 @@ from alignment.core.groups import (
     Group,
     Response,
     RowError,
-    Segment,
     as_chat,
     binarise,
     group_from_row,
-    text_of,
+    scored_segments,
 )
 from alignment.core.packing import Layout, TokenGroup, group_from_record
 from alignment.core.rendering import Renderer
@@ -390,18 +389,11 @@ def _wanted(group: Group, objective: Objective) -> tuple[Response, ...]:
             reward=response.reward if "reward" in objective.needs else None,
             weight=1.0 if response.weight is None else response.weight,
             spans=response.spans if "spans" in objective.needs else None,
-            segments=_segments(response) if "scores" in objective.needs else None,
+            segments=scored_segments(response) if "scores" in objective.needs else None,
         )
         for response in group.responses
         if response.role in objective.roles and (response.twin is None or "twin" in objective.needs)
     )
-
-
-def _segments(response: Response) -> tuple[Segment, ...] | None:
-    """The scored segments of a response; one with a reward alone is a single segment."""
-    if response.segments is not None or response.reward is None:
-        return response.segments
-    return (Segment(0, len(text_of(response.content)), -response.reward),)
 
 
 def default_reference_folder() -> Path:
@@ -444,7 +436,7 @@ def check_needs(group: Group, objective: Objective) -> None:
             f"{name} needs `spans`, the flagged ranges of characters (an empty list where nothing "
             "is flagged); this row has none",
         )
-    if "scores" in objective.needs and any(_segments(r) is None for r in group.responses):
+    if "scores" in objective.needs and any(scored_segments(r) is None for r in group.responses):
         raise RowError(
             "lacks_scores",
             f"{name} needs `segments` with scores, or a `reward` for the whole response; this row "

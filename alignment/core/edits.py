@@ -4,18 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from rapidfuzz.distance import Levenshtein
 
 from alignment.core.packing import TokenGroup
 
 
+class Edit(NamedTuple):
+    """One edit of a token.
+
+    Attributes:
+        kind: `insert`, `delete` or `replace`.
+        original: Place in the original.
+        revised: Place in the revision.
+    """
+
+    kind: str
+    original: int
+    revised: int
+
+
+def shortest_edits(original: Sequence[int], revised: Sequence[int]) -> list[Edit]:
+    """A shortest script that turns one list of ids into another; of several, the library's."""
+    return [Edit(*edit) for edit in Levenshtein.editops(original, revised)]
+
+
 def edit_marks(
     original: Sequence[int], revised: Sequence[int], end_tokens: Collection[int]
 ) -> tuple[list[int], list[int]]:
     """Marks of the tokens that a shortest edit script touches, as FIGA's release sets them.
-
-    Where several scripts are equally short, the library's choice counts.
 
     Args:
         original: Ids of the answer before the edit.
@@ -27,11 +45,11 @@ def edit_marks(
         one is inserted or replaces another; 0 elsewhere.
     """
     marks = [0] * len(original), [0] * len(revised)
-    for edit in Levenshtein.editops(original, revised):
-        if edit.tag != "insert":
-            marks[0][edit.src_pos] = -1
-        if edit.tag != "delete":
-            marks[1][edit.dest_pos] = 1
+    for edit in shortest_edits(original, revised):
+        if edit.kind != "insert":
+            marks[0][edit.original] = -1
+        if edit.kind != "delete":
+            marks[1][edit.revised] = 1
     for ids, side in zip((original, revised), marks, strict=True):
         end = next((index for index, token in enumerate(ids) if token in end_tokens), None)
         if end is not None:

@@ -103,6 +103,16 @@ def text_of(content: Content) -> str:
     return "\n".join(str(message.get("content") or "") for message in content)
 
 
+def scored_segments(response: Response) -> tuple[Segment, ...] | None:
+    """The scored segments of a response; one with a reward alone is a single segment.
+
+    A reward is better the higher it is and a score worse, so the score is minus the reward.
+    """
+    if response.segments is not None or response.reward is None:
+        return response.segments
+    return (Segment(0, len(text_of(response.content)), -response.reward),)
+
+
 def group_from_row(row: Mapping[str, Any]) -> Group:
     """Reads one row of any of the known formats.
 

@@ -24,12 +24,13 @@ def logits(seed: int) -> Tensor:
     return torch.randn(TOKENS, VOCABULARY, generator=generator, dtype=torch.float64)
 
 
-def score(
+def score(  # noqa: PLR0913
     objective: Objective,
     student: Tensor,
     teacher: Tensor,
     progress: Progress = Progress(),
     state: Mapping[str, Tensor] | None = None,
+    second: Tensor | None = None,
 ) -> ObjectiveOutput:
     """The objective's output, from the logits up; hidden = logits, head = identity."""
     head = torch.eye(VOCABULARY, dtype=student.dtype)
@@ -48,7 +49,8 @@ def score(
     if specs:
         sides = HeadInput(student, head), HeadInput(teacher.detach(), head)
         chunks = Chunks(rows=2, columns=4)
-        values = token_divergences(*sides, terms.response_of_token, specs, chunks)
+        other = None if second is None else HeadInput(second.detach(), head)
+        values = token_divergences(*sides, terms.response_of_token, specs, chunks, other)
         terms = replace(terms, divergences=values)
     return objective(terms)
 
@@ -59,10 +61,10 @@ def gradcheck(
     state: Mapping[str, Tensor] | None = None,
 ) -> bool:
     """Whether autograd agrees with finite differences, through log-probs, skews and divergences."""
-    teacher = logits(1)
+    teacher, second = logits(1), logits(2)
 
     def loss(student: Tensor) -> Tensor:
-        return score(objective, student, teacher, progress, state).loss()
+        return score(objective, student, teacher, progress, state, second).loss()
 
     return torch.autograd.gradcheck(loss, logits(0).requires_grad_())
 

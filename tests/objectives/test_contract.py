@@ -27,6 +27,16 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("cpo", {"loss_type": "ipo"}),
     ("cpo", {"loss_type": "simpo", "alpha": 0.25, "label_smoothing": 0.1}),
     ("cut", {"normalisation": "release", "dynamic_weight": "constant"}),
+    ("d2o", {"references": "two"}),
+    ("ulma", {"demonstration": "pointwise_dpo"}),
+    ("ulma", {"demonstration": "token_mean", "preference": "continuous"}),
+    ("clha", {"margin": 0.1, "order": "data"}),
+    ("figa", {"normalisation": "release"}),
+    ("unlikelihood", {"score_threshold": 0.5}),
+    ("unlikelihood", {"weighting": "mixture"}),
+    ("awr", {"baseline": "fixed", "fixed_value": -0.5, "alpha": 1.0}),
+    ("adpa", {"importance_sampling": "sequence", "kl_penalty_weight": 0.1, "top_k": 5}),
+    ("ampo", {"length_normalised": True, "beta": 2.0, "gamma": 1.0}),
     *[(name, {}) for name in available_objectives()],
 ]
 
@@ -47,8 +57,10 @@ def make_groups(objective: Objective, seed: int = 0) -> list[list[Reply]]:
     rng = random.Random(seed)
 
     def reply(length: int, **labels: Any) -> Reply:
-        policy, ref, teacher = ([rng.uniform(-3, -0.1) for _ in range(length)] for _ in range(3))
-        return Reply(policy, ref, teacher, **labels)
+        policy, ref, teacher, second = (
+            [rng.uniform(-3, -0.1) for _ in range(length)] for _ in range(4)
+        )
+        return Reply(policy, ref, teacher, second_ref=second, **labels)
 
     def sided(length: int, role: int) -> Reply:
         """One side of a pair, the better one with marks +1 and the worse one with marks -1."""
@@ -119,7 +131,9 @@ def test_the_initial_loss_is_the_loss_where_policy_equals_reference(objective: O
     terms = make_terms(objective, groups)
     predicted = objective.initial_loss(terms)
     if predicted is None:
-        assert "reference" not in objective.needs
+        moved = [[replace(r, logps=[2 * p for p in r.logps]) for r in group] for group in groups]
+        other = make_terms(objective, moved)
+        assert objective(terms).loss().item() != pytest.approx(objective(other).loss().item())
     else:
         assert objective(terms).loss().item() == pytest.approx(predicted, rel=1e-12)
 

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from alignment.cli import run
 from alignment.objectives import available_objectives, load_objective
@@ -29,6 +32,12 @@ Train = Callable[..., list[dict[str, Any]]]
 def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher that is wider than the student, with 24 rows of padding in its vocabulary."""
     return save_tiny(tmp_path_factory.mktemp("teacher"), seed=1, hidden_size=48, vocab_size=344)
+
+
+@pytest.fixture(scope="module")
+def second_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the teacher started from, so to speak: another model of the same family."""
+    return save_tiny(tmp_path_factory.mktemp("second"), seed=2, vocab_size=344)
 
 
 @pytest.fixture(scope="module")
@@ -126,14 +135,17 @@ def test_the_first_loss_is_the_identity_of_the_objective(
 
 def data_for(needs: frozenset[str]) -> Path:
     """The file of recipes/data that serves an objective."""
-    kinds = {"reward": "groups", "pairs": "pairs", "twin": "judgments"}
+    kinds = {
+        **{"reward": "groups", "pairs": "pairs", "twin": "judgments"},
+        **{"one_rejected": "sides", "spans": "spans", "scores": "segments"},
+    }
     return DATA / f"{next((kinds[n] for n in kinds if n in needs), 'demonstrations')}.jsonl"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", available_objectives())
 def test_the_loss_falls_on_a_set_that_is_learnt_by_heart(
-    name: str, teacher_dir: Path, train: Train
+    name: str, teacher_dir: Path, second_dir: Path, train: Train
 ):
     """Sixteen steps on the same four groups take at least a tenth off the loss."""
     needs = load_objective(name).needs
@@ -141,9 +153,67 @@ def test_the_loss_falls_on_a_set_that_is_learnt_by_heart(
     options: dict[str, Any] = {"max_steps": 16, "learning_rate": 1e-2}
     if "teacher" in needs:
         options["teacher_model_name_or_path"] = teacher_dir
+    if "second_teacher" in needs:
+        options["second_teacher_model_name_or_path"] = second_dir
     losses = [step["loss"] for step in train(rows, objective=name, **options)]
     assert len(losses) == 16
     assert losses[-1] < 0.9 * losses[0]
+
+
+# ---- What a few methods need of the trainer ----
+
+
+@pytest.mark.slow
+def test_a_count_that_reads_the_policy_does_not_depend_on_micro_batches(train: Train):
+    """FIGA's own count, over four pairs at once and two by two."""
+    options = {"objective": "figa", "objective_kwargs": {"normalisation": "release"}}
+    whole, halves = (
+        train(
+            DATA / "pairs.jsonl",
+            **options,
+            max_steps=2,
+            gradient_accumulation_steps=parts,
+            learning_rate=1e-3,
+        )
+        for parts in (1, 2)
+    )
+    for left, right in zip(whole, halves, strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], rel=1e-4)
+        assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_value_head_is_trained_saved_with_the_adapter_and_trained_on(
+    train: Train, model_dir: Path, tmp_path: Path
+):
+    options = {"objective": "awr", "use_peft": True, "lora_target_modules": "all-linear"}
+    train(DATA / "segments.jsonl", **options, max_steps=3, learning_rate=1e-2)
+    adapter = tmp_path / "out"
+    saved = load_file(adapter / "adapter_model.safetensors")
+    (name,) = [name for name in saved if name.endswith("value_head.weight")]
+    assert saved[name].abs().sum() > 0
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_dir), adapter)
+    assert not any("value_head" in name for name, _ in plain.named_modules())
+    train(
+        DATA / "segments.jsonl",
+        objective="awr",
+        adapter_name_or_path=adapter,
+        output_dir=tmp_path / "on",
+        learning_rate=1e-2,
+    )
+    moved = load_file(tmp_path / "on" / "adapter_model.safetensors")
+    assert (moved[name] - saved[name]).abs().sum() > 0
+    assert (moved[name] - saved[name]).abs().max() < saved[name].abs().max()
+
+
+@pytest.mark.slow
+def test_a_second_reference_changes_the_loss(second_dir: Path, train: Train):
+    """The negative's log-ratio is no longer 0 at the start; the samples' is."""
+    options = {"objective": "d2o", "objective_kwargs": {"references": "two"}}
+    named = {"second_ref_model_name_or_path": second_dir}
+    (step,) = train(DATA / "sides.jsonl", **options, **named)
+    assert step["rewards/chosen"] == pytest.approx(0, abs=1e-6)
+    assert abs(step["rewards/rejected"]) > 1e-3
 
 
 # ---- Real data ----
@@ -315,6 +385,24 @@ def refusal(
         ("cut", {"instruction": "a", "output": " ", "judgment": "b"}, "response 0 is empty"),
         ("cut", {"instruction": "a", "output": "b", "judgment": "$ERROR$"}, "error: $ERROR$"),
         ("cut", {"instruction": "a", "output": "b"}, "CUT needs records with a `judgment`"),
+        ("d2o", SCORED, "D2O needs one response of role -1 and at least one of role 1"),
+        (
+            "d2o",
+            {"prompt": "a", "responses": [" b", " c"], "roles": [-1, -1]},
+            "D2O needs one response of role -1",
+        ),
+        ("figa", SCORED, "FIGA needs `chosen` and `rejected`"),
+        ("span_ascent", {"prompt": "a", "completion": " b"}, "SpanAscent needs `spans`"),
+        ("span_unlikelihood", PAIR, "SpanUnlikelihood needs `spans`"),
+        ("unlikelihood", PAIR, "Unlikelihood needs `segments` with scores, or a `reward`"),
+        (
+            "awr",
+            {"prompt": "a", "completion": " b c", "segments": [{"text": " b", "score": 1}]},
+            "cover 2 of the 4 characters of the response (' c' comes next)",
+        ),
+        ("clha", PAIR, "CLHA needs `rewards`"),
+        ("ampo", PAIR, "AMPO needs `rewards`"),
+        ("ulma", SCORED, "ULMA needs `chosen` and `rejected`, or a `label`"),
         (
             "nca",
             PAIR,
@@ -351,6 +439,10 @@ def test_a_group_of_one_makes_no_pair(refusal: Callable[..., str]):
         ("cpo", {"label_smoothing": 0.6}, "CPO.label_smoothing is 0.6"),
         ("cut", {"threshold": 0}, "CUT.threshold is 0"),
         ("distillm2", {"beta0": 1.5}, "DistiLLM2.beta0 is 1.5"),
+        ("awr", {"alpha": 2}, "AWR.alpha is 2: it must be at least 0 and at most 1"),
+        ("figa", {"negative_weight": 0.5}, "FIGA.negative_weight is 0.5: it must be at most 0"),
+        ("clha", {"largest_group": 0}, "CLHA.largest_group is 0"),
+        ("adpa", {"importance_sampling": "on"}, "choose one of 'off', 'sequence', 'release'"),
         ("gkd", {"beta": 1}, "GKD.beta is 1: it must be at least 0.01 and at most 0.99"),
         ("dpo", {"bta": 0.1}, "did you mean `beta`?"),
     ],
@@ -365,6 +457,29 @@ def test_hyper_parameters_out_of_range_are_named(
 def test_a_missing_teacher_is_named(refusal: Callable[..., str]):
     line = refusal(DATA / "pairs.jsonl", objective="gkd")
     assert "GKD needs a teacher: set `teacher_model_name_or_path`" in line
+
+
+def test_missing_second_models_are_named(teacher_dir: Path, refusal: Callable[..., str]):
+    line = refusal(DATA / "pairs.jsonl", objective="adpa", teacher_model_name_or_path=teacher_dir)
+    assert "ADPA needs a second teacher: set `second_teacher_model_name_or_path`" in line
+    options: dict[str, Any] = {"objective": "d2o", "objective_kwargs": {"references": "two"}}
+    line = refusal(DATA / "sides.jsonl", **options)
+    assert "D2O needs a second reference: set `second_ref_model_name_or_path`" in line
+
+
+def test_a_second_teacher_that_is_the_first_is_refused(
+    teacher_dir: Path, tmp_path: Path, refusal: Callable[..., str]
+):
+    link = tmp_path / "link"
+    link.symlink_to(teacher_dir)
+    line = refusal(
+        DATA / "pairs.jsonl",
+        objective="adpa",
+        teacher_model_name_or_path=teacher_dir,
+        second_teacher_model_name_or_path=link,
+    )
+    assert "the second teacher is the first" in line
+    assert "set `second_teacher_model_name_or_path` to the model that the teacher started" in line
 
 
 @pytest.mark.parametrize("spelling", ["same", "link"])
