@@ -70,10 +70,16 @@ def dispatch(argv: list[str]) -> None:
     elif verb not in verbs():
         raise unknown("verb", verb, verbs())
     else:
-        module = f"alignment.commands.{verb}"
-        if verb == "train":
-            module = "alignment.launch" if is_wanted(rest) else "alignment.train"
-        importlib.import_module(module).main(rest)
+        importlib.import_module(_module(verb, rest)).main(rest)
+
+
+def _module(verb: str, words: Sequence[str]) -> str:
+    """The module that answers a verb; training has a door of its own for each way to start it."""
+    if verb != "train":
+        return f"alignment.commands.{verb}"
+    if {"--dry-run", "--dry_run"} & set(words):
+        return "alignment.commands._dry_run"
+    return "alignment.launch" if is_wanted(words) else "alignment.train"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,7 +9,7 @@ Keys are those of `GroupConfig` (all of transformers' `TrainingArguments` among 
 
 is the short form for several processes, by a file of `recipes/accelerate`. On several machines it
 takes `--nodes`, `--node_rank`, `--main_address` and `--main_port`, the same command on each; on a
-CPU `--processes`.
+CPU `--processes`. `alignment train --dry-run` does everything but the steps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import logging
 import os
 import shutil
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,7 +38,7 @@ from safetensors import SafetensorError
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 
-from alignment import launch
+from alignment import compat, launch
 from alignment.core.scoring import add_value_head
 from alignment.data import (
     GroupDataset,
@@ -54,6 +53,7 @@ from alignment.objectives.base import Objective
 from alignment.trainers.base import GroupTrainer, preparation
 from alignment.trainers.checkpoints import checkpoints, resolve
 from alignment.trainers.config import GroupConfig
+from alignment.trainers.engine import check_engine
 from alignment.trainers.loading import load_tokenizer
 from alignment.trainers.teacher import Frozen, check_frozen
 
@@ -140,6 +140,8 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
                     raise unknown(f"key in {value}", key, known)
         elif flag.startswith("--"):
             name = flag[2:].split("=")[0].replace("-", "_")
+            if name == "dry_run":
+                raise UserError("a dry run is started by `alignment train --dry-run`")
             if name not in known and name.removeprefix("no_") not in known and name != "help":
                 raise unknown("option", flag, [f"--{key}" for key in known])
     parser = _Parser(kinds, prog="alignment train", description=__doc__)
@@ -177,7 +179,8 @@ def prepare_data(recipe: Recipe) -> tuple[GroupDataset, GroupDataset | None]:
 def build_trainer(recipe: Recipe) -> GroupTrainer:
     """Prepares the data, checks it against the objective, and only then loads the model."""
     args, model = recipe.training, recipe.model
-    _check_output(Path(args.output_dir))
+    check_engine(args, model.attn_implementation)
+    check_output(Path(args.output_dir))
     args.resume_from_checkpoint = _checkpoint(args)
     try:
         train, evaluation = prepare_data(recipe)
@@ -218,8 +221,7 @@ def model_init_kwargs(recipe: Recipe) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     """Trains by a recipe, evaluates, saves, and says what became of the data."""
-    # peft still asks for a property that transformers has renamed.
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+    compat.ignore_renamed()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     argv = sys.argv[1:] if argv is None else argv
     if launch.is_wanted(argv):
@@ -384,7 +386,12 @@ def _continued(recipe: Recipe) -> Any:
         ) from None
 
 
-def _check_output(folder: Path) -> None:
+def check_output(folder: Path) -> None:
+    """Creates the output folder and tries to write there.
+
+    Raises:
+        UserError: It cannot be written.
+    """
     probe = folder / ".write_test"
     try:
         folder.mkdir(parents=True, exist_ok=True)

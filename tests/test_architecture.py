@@ -65,6 +65,13 @@ SCORED = tuple(
 ROOMS = (
     Room(("alignment.__main__",), ("alignment", "alignment.commands.*", *LAUNCH, *FLOOR), ()),
     Room(
+        ("alignment.commands._dry_run",),
+        (
+            *("alignment", "alignment.commands.estimate", "alignment.train", *LAUNCH),
+            *("alignment.trainers.*", *TRAINING),
+        ),
+    ),
+    Room(
         ("alignment.commands.*",),
         (
             *("alignment", "alignment.train", *LAUNCH, "alignment.trainers.*", *TRAINING),

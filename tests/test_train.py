@@ -15,6 +15,7 @@ from typing import Any
 
 import datasets
 import pytest
+import torch
 import yaml
 from peft import PeftModel
 from safetensors import SafetensorError
@@ -23,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from alignment.cli import UserError
 from alignment.train import main
 from alignment.trainers.base import GroupTrainer
-from tests.tiny import EOS, save_tiny, tiny_tokenizer
+from tests.tiny import CHAT_TEMPLATE, EOS, save_tiny, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTION, GOOD, BAD = "what is the answer?", " the answer", " no answer"
@@ -257,6 +258,18 @@ def test_a_missing_file_is_named_with_its_neighbour(recipe: Recipe, tmp_path: Pa
         ({"ref_model_name_or_path": "no/such-reference"}, r"no/such-reference` is neither"),
         ({"chat_template_path": "absent.jinja"}, r"chat_template_path: no such file"),
         ({"lora_target_modules": ["lm_head"]}, r"take `lm_head` out"),
+        (
+            {"lora_target_modules": ["c_attn"]},
+            r"lora_target_modules: the model has no module `c_attn`; its linear layers are "
+            r"down_proj, .*; `all-linear` takes all but the head",
+        ),
+        ({"attn_implementation": "flash_attention_2"}, r"flash_attention_2 needs a GPU, .*`sdpa`"),
+        ({"fp16": True}, r"fp16: true needs a GPU; leave it out on a CPU"),
+        pytest.param(
+            {"bf16": True, "use_cpu": False},
+            r"bf16: true is for a GPU, and this machine shows none: .*`use_cpu: true` and",
+            marks=pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU"),
+        ),
         ({"dataloader_drop_last": True, "global_batch_size": 8}, r"6 groups do not fill one batch"),
         ({"resume_from_checkpoint": "absent"}, r"no such folder: absent"),
     ],
@@ -294,6 +307,29 @@ def test_a_tokenizer_without_an_end_is_refused(recipe: Recipe, tmp_path: Path, o
     assert left_behind(out) == []
 
 
+def conversation(**changes: str) -> dict[str, Any]:
+    turn = {name: [{"role": "assistant", "content": PAIR[name]}] for name in ("chosen", "rejected")}
+    prompt = [{"role": "user", "content": QUESTION}]
+    prompt = [*({"role": role, "content": text} for role, text in changes.items()), *prompt]
+    return {"prompt": prompt, **turn}
+
+
+def test_a_chat_template_that_drops_the_system_turn_is_refused_where_the_data_has_one(
+    recipe: Recipe, tmp_path: Path, out: Path
+):
+    template = tmp_path / "template.jinja"
+    template.write_text(CHAT_TEMPLATE.replace("in messages", "in messages if m.role != 'system'"))
+    template.write_text(
+        template.read_text().replace("for message", "for m").replace("message[", "m[")
+    )
+    words = recipe([conversation(system="Be brief.")], chat_template_path=str(template))
+    message = refusal(words)
+    assert "drops the system turn, which the data has" in message
+    assert "mend the template (`chat_template_path`)" in message
+    assert left_behind(out) == []
+    main([*recipe([conversation()] * 4, chat_template_path=str(template)), "--max_steps", "1"])
+
+
 def test_conversations_without_a_chat_template_are_refused(
     recipe: Recipe, tmp_path: Path, out: Path
 ):
@@ -303,9 +339,7 @@ def test_conversations_without_a_chat_template_are_refused(
     tokenizer.save_pretrained(model)
     (model / "chat_template.jinja").unlink(missing_ok=True)
     assert AutoTokenizer.from_pretrained(model).eos_token == EOS
-    turn = {name: [{"role": "assistant", "content": PAIR[name]}] for name in ("chosen", "rejected")}
-    rows = [{"prompt": [{"role": "user", "content": QUESTION}], **turn}]
-    message = refusal(recipe(rows, model_name_or_path=str(model)))
+    message = refusal(recipe([conversation()], model_name_or_path=str(model)))
     assert "no chat template: set `chat_template_path`" in message
     assert left_behind(out) == []
 

@@ -27,7 +27,6 @@ from __future__ import annotations
 import json
 import math
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,6 +36,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
+from alignment import compat
 from alignment.cli import parse, split
 from alignment.core.packing import Layout, best_row_length, fill_rows, pack
 from alignment.core.planning import Plan
@@ -123,14 +123,13 @@ class Rows:
 
 def main(argv: list[str]) -> None:
     """`alignment estimate`."""
-    # peft still asks for a property that transformers has renamed.
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+    compat.ignore_renamed()
     own, words = split(Options, argv)
     if {"-h", "--help"} & set(words):
         own, words = ["--help"], []
     options = parse(Options, own, "alignment estimate", __doc__)
     figures = estimate(parse_recipe(words), options)
-    print(_report(figures))
+    print(report(figures))
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
@@ -306,7 +305,8 @@ def _models(recipe: Recipe) -> Models:
     )
 
 
-def _report(figures: dict[str, Any]) -> str:
+def report(figures: dict[str, Any]) -> str:
+    """The figures of `estimate` as lines for a reader."""
     tokens, memory = figures["tokens"], figures["memory"]
     unique = tokens["unique"]
     rejected = sum(figures["rejected"].values())

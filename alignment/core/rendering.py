@@ -25,6 +25,18 @@ if TYPE_CHECKING:
 TruncationMode = Literal["drop", "keep_start", "keep_end"]
 
 
+_PROBE = "system turn 4711"
+
+
+def drops_system_turn(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template leaves a system turn out; one that refuses it does not."""
+    turns = [{"role": "system", "content": _PROBE}, {"role": "user", "content": "a"}]
+    try:
+        return _PROBE not in str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except (TemplateError, TypeError, KeyError, ValueError):
+        return False
+
+
 @dataclass(frozen=True)
 class Rendered:
     """A group as ids, with what a reader of the data should know about it.
@@ -77,7 +89,8 @@ class Renderer:
             RowError: The row cannot be used: `prompt_too_long`, `too_long`, `no_end_of_turn`,
                 `prompt_not_prefix`, `template_error`, `views_differ`, `empty_prompt` or
                 `text_not_found`.
-            UserError: The data is conversational and the tokenizer has no chat template.
+            UserError: The data is conversational and the tokenizer has no chat template, or one
+                that drops a system turn of the data.
         """
         contexts, responses, marks, scores = [], [], [], []
         notices: set[str] = set()
@@ -175,6 +188,13 @@ class Renderer:
                 f"`{self.tokenizer.name_or_path}` has no chat template: set `chat_template_path` "
                 "to a .jinja file, or give the data as plain text"
             )
+        system = any(turn["role"] == "system" for turn in prompt if isinstance(turn, dict))
+        if system and self._drops_system_turn:
+            raise UserError(
+                f"the chat template of tokenizer `{self.tokenizer.name_or_path}` drops the system "
+                "turn, which the data has and the model would never see: mend the template "
+                "(`chat_template_path`), or put its text into the first user turn"
+            )
         try:
             before = self._rendered(prompt, add_generation_prompt=True)
             whole = self._rendered([*prompt, *response])
@@ -231,6 +251,10 @@ class Renderer:
             f"prompt and response have {total} tokens, max_length is {limit}; "
             "raise it or set `truncation_mode`",
         )
+
+    @cached_property
+    def _drops_system_turn(self) -> bool:
+        return drops_system_turn(self.tokenizer)
 
     @cached_property
     def _ends_every_text(self) -> bool:

@@ -138,7 +138,9 @@ def add_scored_forward(model: PreTrainedModel) -> None:
             )
 
         rows = hidden.flatten(0, 1).index_select(0, packed.predicts)
-        scored = _call_as(head, score, rows)
+        # The head chooses its own precision; autocast would round sums that it keeps in float32.
+        with torch.autocast(rows.device.type, enabled=False):
+            scored = _call_as(head, score, rows)
         value_head = getattr(self, VALUE_HEAD, None)
         if value_head is not None:
             values = value_head(rows).squeeze(-1)

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 import torch
 from trl.trainer.base_config import _BaseConfig
 
+from alignment.compat import name_checkpointing
+
 
 @dataclass
 class GroupConfig(_BaseConfig):
@@ -46,6 +48,7 @@ class GroupConfig(_BaseConfig):
         trust_remote_code: Lets code that comes with a model run.
         chat_template_path: A .jinja file that replaces the tokenizer's chat template.
         activation_checkpointing: Recomputes activations in the backward pass; on, as in TRL.
+        activation_checkpointing_kwargs: How it does so; passed to torch's checkpointing.
         gradient_checkpointing: The old name of `activation_checkpointing`.
         logging_nan_inf_filter: Hides losses that are no number; off, so that they show.
         learning_rate: Peak learning rate; 1e-6 as in TRL's preference trainers.
@@ -119,6 +122,9 @@ class GroupConfig(_BaseConfig):
     activation_checkpointing: bool | None = field(
         default=True, metadata={"help": "Recompute activations in the backward pass."}
     )
+    activation_checkpointing_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Passed to torch's checkpointing."}
+    )
     gradient_checkpointing: bool | None = field(
         default=None, metadata={"help": "The old name of activation_checkpointing."}
     )
@@ -128,7 +134,7 @@ class GroupConfig(_BaseConfig):
     learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate."})
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [
-        *_BaseConfig._VALID_DICT_FIELDS,
+        *{*_BaseConfig._VALID_DICT_FIELDS, "activation_checkpointing_kwargs"},
         "objective_kwargs",
         "model_init_kwargs",
     ]
@@ -143,6 +149,8 @@ class GroupConfig(_BaseConfig):
         if bf16 is None and not self.fp16:
             # TRL assumes a GPU; on a CPU full precision is both exact and faster.
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        self._check_precision()
+        name_checkpointing(self)
         for name in (
             *("global_batch_size", "max_tokens_per_batch", "max_length"),
             *("probe_steps", "probe_prompts", "probe_max_new_tokens"),
@@ -163,3 +171,15 @@ class GroupConfig(_BaseConfig):
         self.planned_batch_size = self.global_batch_size or (
             self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
         )
+
+    def _check_precision(self) -> None:
+        """Refuses what only a GPU computes, where there is none or it is not to be used."""
+        there = torch.accelerator.is_available()
+        if self.fp16 and (self.use_cpu or not there):
+            raise ValueError("fp16: true needs a GPU; leave it out on a CPU")
+        wanted = [name for name in ("bf16", "tf32") if getattr(self, name)]
+        if wanted and not there and not self.use_cpu:
+            raise ValueError(
+                f"{wanted[0]}: true is for a GPU, and this machine shows none: start where there "
+                f"is one, or set `use_cpu: true` and `{wanted[0]}: false` to try the recipe here"
+            )

@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from trl import ModelConfig, get_peft_config
 
 from alignment.cli import UserError
+from alignment.compat import enable_checkpointing
 from alignment.core.packing import PackedBatch
 from alignment.core.scoring import Scorer, active_head, add_scored_forward
 from alignment.objectives.base import Objective
@@ -168,7 +169,7 @@ def trace_step(  # noqa: PLR0913 - everything a step depends on
     weights = [*policy.parameters()]
     trained = [weight for weight in weights if weight.requires_grad]
     if checkpointing:
-        policy.activation_checkpointing_enable(args.activation_checkpointing_kwargs)
+        enable_checkpointing(policy, cast(Any, args.activation_checkpointing_kwargs))
     policy.train()
     scorer = Scorer(objective, models.reference, lambda model: model, **models.frozen)
     if args.precompute_ref_log_probs and "reference" in objective.needs:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import hashlib
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,6 +22,7 @@ from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import create_model_from_path, disable_dropout_in_model
 
 from alignment.cli import UserError, nearest
+from alignment.compat import set_checkpointing_kwargs
 from alignment.core.reference import fingerprint_files
 from alignment.core.scoring import (
     REFERENCE_ADAPTER,
@@ -149,6 +151,10 @@ def load_model(
         model = create_model_from_path(source, **kwargs)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(not_a_model(source, error)) from None
+    except ImportError as error:
+        raise UserError(
+            f"`{source}` cannot be loaded as the recipe asks: {str(error).splitlines()[0]}"
+        ) from None
     if model.get_output_embeddings() is None:
         raise UserError(f"`{source}` is a {type(model).__name__}, which has no language-model head")
     return model
@@ -240,6 +246,7 @@ def _with_adapter(policy: PreTrainedModel, args: GroupConfig, config: PeftConfig
     quantised = getattr(policy, "is_loaded_in_4bit", False) or getattr(
         policy, "is_loaded_in_8bit", False
     )
+    _check_targets(policy, config)
     kwargs: dict[str, Any] = {}
     if _zero_stage(args) == 3 and not quantised:
         # ZeRO-3 gathers adapters in one buffer and wants them in the precision of the base model.
@@ -283,6 +290,39 @@ def _with_value_head(policy: Any, config: PeftConfig | None) -> PeftConfig | Non
     return config
 
 
+def _check_targets(policy: PreTrainedModel, config: PeftConfig) -> None:
+    """Tells targets that no module has; peft takes a list of which one is found.
+
+    Raises:
+        UserError: None of them is found.
+    """
+    targets = getattr(config, "target_modules", None)
+    if isinstance(targets, str) and targets.isidentifier():
+        # TRL makes a text of a list of one, and peft reads a text as an expression for whole names.
+        targets = config.target_modules = {targets}
+    if not targets or targets == "all-linear":
+        return
+    names = [name for name, _ in policy.named_modules()]
+    wanted = [targets] if isinstance(targets, str) else sorted(targets)
+
+    def is_there(target: str) -> bool:
+        if isinstance(targets, str):
+            return any(re.fullmatch(target, name) for name in names)
+        return any(name == target or name.endswith(f".{target}") for name in names)
+
+    absent = [target for target in wanted if not is_there(target)]
+    if not absent:
+        return
+    linear = {n.rpartition(".")[2] for n, m in policy.named_modules() if isinstance(m, nn.Linear)}
+    told = (
+        f"lora_target_modules: the model has no module `{'`, `'.join(absent)}`; its linear layers "
+        f"are {', '.join(sorted(linear))}; `all-linear` takes all but the head"
+    )
+    if len(absent) == len(wanted):
+        raise UserError(told)
+    logger.warning(told)
+
+
 def _check_adapter(policy: PeftModel) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -314,10 +354,10 @@ def _prepare_checkpointing(policy: PeftModel, args: GroupConfig) -> None:
     if not args.activation_checkpointing:
         return
     if _zero_stage(args) == 3:
-        kwargs = dict(args.activation_checkpointing_kwargs or {})
+        kwargs = dict(cast("dict[str, Any]", args.activation_checkpointing_kwargs or {}))
         if kwargs.get("use_reentrant") is False:
             logger.warning("an adapter under ZeRO-3 needs `use_reentrant: true`, which is set")
-        args.activation_checkpointing_kwargs = {**kwargs, "use_reentrant": True}
+        set_checkpointing_kwargs(args, {**kwargs, "use_reentrant": True})
     policy.enable_input_require_grads()
 
 

@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from alignment.compat import enable_checkpointing
 from alignment.core import attention, packing
 from alignment.core.attention import attention_mask
 from alignment.core.packing import Layout, PackedBatch, TokenGroup, pack
@@ -122,7 +123,7 @@ def test_the_layouts_agree_in_values_and_gradients(
     norm.register_forward_pre_hook(lambda *_: passes.append(1))
     if checkpointing:
         model.enable_input_require_grads()
-        model.get_base_model().activation_checkpointing_enable()
+        enable_checkpointing(model.get_base_model())
         model.train()
     shared, shared_gradient = scored_gradient(model, pack(groups, layout, PAD))
     assert len(passes) == (2 if checkpointing else 1)
@@ -617,3 +618,17 @@ def test_a_missing_second_model_is_named_with_the_remedy(name: str, told: str):
     del frozen[name]
     with pytest.raises(ValueError, match=told):
         scorer_of(Probe(), **frozen)(model, pack(pairs(), "shared", PAD))
+
+
+def test_autocast_leaves_the_head_in_full_precision():
+    """Rounded to bf16, log-probs of a float32 head would differ in the third digit."""
+    model = tiny_model()
+    add_scored_forward(model)
+    batch = pack([TokenGroup.of([[5, 6]], [[7, 8, 2]], role=[0])], "plain", PAD)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logps = policy_logps(model, batch)
+        hidden = model.base_model(input_ids=batch.input_ids).last_hidden_state
+    logits = hidden.flatten(0, 1)[batch.predicts].float() @ model.lm_head.weight.T
+    expected = logits.log_softmax(-1).gather(1, batch.targets[:, None]).squeeze(1)
+    assert logps.dtype == torch.float32
+    torch.testing.assert_close(logps, expected, rtol=1e-5, atol=1e-5)

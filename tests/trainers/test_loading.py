@@ -150,7 +150,23 @@ def test_an_adapter_on_an_embedding_of_its_own_is_trained(tmp_path: Path):
 
 def test_an_adapter_that_targets_nothing_is_refused(tmp_path: Path):
     message = refusal(small_model(), tmp_path, lora(target_modules=["no_such_layer"]))
-    assert "the adapter does not fit the model" in message
+    assert "has no module `no_such_layer`; its linear layers are down_proj, gate_proj" in message
+    message = refusal(small_model(), tmp_path, lora(target_modules=r".*\.no_such_layer"))
+    assert "lora_target_modules" in message
+
+
+def test_a_target_that_some_layer_has_is_enough_and_the_others_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    found = policy(small_model(), tmp_path, lora(target_modules=["q_proj", "c_attn"])).model
+    assert any("q_proj.lora_A" in name for name, _ in found.named_parameters())
+    assert "has no module `c_attn`" in caplog.text
+
+
+def test_one_target_as_text_is_a_name_and_no_expression(tmp_path: Path):
+    """TRL's configuration makes a text of a list of one."""
+    found = policy(small_model(), tmp_path, lora(target_modules="q_proj")).model
+    assert any("q_proj.lora_A" in name for name, _ in found.named_parameters())
 
 
 def test_a_second_adapter_is_refused(tmp_path: Path):

@@ -1,0 +1,90 @@
+"""`alignment train --dry-run` shows what a run would do, checks it, and saves nothing."""
+
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+
+from alignment.__main__ import dispatch
+from alignment.cli import UserError
+from alignment.commands._dry_run import engine_of, examples
+from alignment.core.packing import TokenGroup
+from alignment.train import main as train
+from tests.tiny import tiny_tokenizer
+
+
+@pytest.fixture
+def words(tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    data = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"{n} what?", "chosen": " this", "rejected": " that"} for n in range(12)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {
+        "model_name_or_path": model_dir,
+        "dataset_name": data,
+        "use_peft": "true",
+        "lora_target_modules": "all-linear",
+        "use_cpu": "true",
+        "global_batch_size": 4,
+        "max_steps": 6,
+        "output_dir": tmp_path / "out",
+    }
+    return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+
+
+def test_plan_examples_and_preflight_are_shown_and_nothing_is_saved(
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+):
+    caplog.set_level("INFO")
+    dispatch(["train", "--dry-run", *words])
+    shown = capsys.readouterr().out
+    assert "6 of 4 groups" in shown
+    assert "total at the highest moment" in shown
+    assert "example 1 of 5, pairs.jsonl:1" in shown
+    assert "example 5 of 5, pairs.jsonl:12" in shown
+    assert shown.count("chosen:") == shown.count("rejected:") == 5
+    assert "preflight passed" in caplog.text
+    assert shown.endswith("dry run passed: no step was taken and nothing saved\n")
+    assert "\x1b" not in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_training_would_refuse_a_dry_run_refuses(words: list[str], tmp_path: Path):
+    with pytest.raises(UserError, match="the model has no module `no_such`"):
+        dispatch(["train", "--dry-run", *words, "--lora_target_modules", "no_such"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to output_dir"):
+        dispatch(["train", "--dry-run", *words, "--output_dir", str(tmp_path / "file" / "out")])
+
+
+def test_the_estimate_is_for_the_processes_that_the_launcher_would_start():
+    options, rest = engine_of(["--launcher", "zero3", "--gpus", "4", "--learning_rate", "1"])
+    assert (options.num_processes, options.zero_stage, rest) == (4, 3, ["--learning_rate", "1"])
+    options, _ = engine_of(["--launcher", "fsdp2"])
+    assert (options.num_processes, options.zero_stage) == (8, 3)
+    options, _ = engine_of(["--launcher", "ddp", "--processes", "2"])
+    assert (options.num_processes, options.zero_stage) == (2, 0)
+    options, rest = engine_of(["--max_steps", "1"])
+    assert (options.num_processes, options.zero_stage, rest) == (1, 0, ["--max_steps", "1"])
+
+
+def test_an_example_colours_prompt_context_and_response_and_counts_what_it_leaves_out():
+    tokenizer = tiny_tokenizer()
+    prompt, judged, answer = (tokenizer(text)["input_ids"] for text in ("q" * 400, "!", "yes"))
+    group = TokenGroup.of([prompt, [*prompt, *judged]], [answer, answer], role=[0, -1])
+    shown = examples([group], tokenizer, coloured=True)
+    assert f"[{len(prompt) - 240} tokens]" in shown
+    assert "\x1b[33m!\x1b[0m" in shown
+    assert shown.count("\x1b[32myes\x1b[0m") == 2
+    assert "example 1 of 1" in shown
+    assert "response:" in shown
+    assert "rejected:" in shown
+
+
+def test_the_trainer_by_itself_says_where_dry_runs_are(words: list[str]):
+    with pytest.raises(UserError, match="is started by `alignment train --dry-run`"):
+        train([*words, "--dry-run"])
