@@ -22,7 +22,10 @@ def card_path(output: Path) -> Path:
     `<output>.README.md`.
     """
     readme = output.with_name("README.md")
-    if not readme.exists() or _front_matter(readme).get(KEY, {}).get("data") == output.name:
+    if not readme.exists():
+        return readme
+    mine = _front_matter(readme).get(KEY)
+    if isinstance(mine, dict) and mine.get("data") == output.name:
         return readme
     return output.with_name(f"{output.name}.README.md")
 
@@ -83,8 +86,8 @@ def _origin(summary: Mapping[str, Any], licence: str | None) -> Iterator[tuple[s
         yield "judge", "none"
     yield "builder", f"`{summary['builder']}`, version {summary['version']}"
     yield "licence", licence or "unknown: that of the prompts and the terms of the models apply"
-    price = summary["options"].get("price")
-    yield "cost", f"${summary['dollars']:.2f}" if price else "unknown: no prices were given"
+    prices = [summary["options"].get(name) for name in ("price", "judge_price")]
+    yield "cost", f"${summary['dollars']:.2f}" if any(prices) else "unknown: no prices were given"
     yield "versions", ", ".join(f"{name} {is_}" for name, is_ in summary["versions"].items())
 
 

@@ -43,8 +43,8 @@ def push(output: Path, repo: str, card: str, private: bool | None) -> None:
         create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
         DatasetCard(card).push_to_hub(repo)
         rows.push_to_hub(repo, private=private)
-    except (OSError, ValueError) as error:  # all that the Hub's client raises is one of these
-        told = str(error).strip().partition("\n")[0] or type(error).__name__
+    except Exception as error:  # its client raises what its network stack raises
+        told = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         raise UserError(
             f"{output} is built, but cannot be pushed to {repo}: {told}; run the same command with "
             "`--resume` to push it, which asks no model anything again"

@@ -95,7 +95,7 @@ def command_of(options: CallOptions, name: str) -> str:
     words = ["alignment", "build", name]
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
-        if value != field.default and field.name not in ("resume", "overwrite"):
+        if value != _default(field) and field.name not in ("resume", "overwrite"):
             words += [f"--{field.name.replace('_', '-')}", *_words(value)]
     return shlex.join(words)
 
@@ -129,12 +129,17 @@ def told(summary: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def _default(field: dataclasses.Field[Any]) -> Any:
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
+
+
 def _words(value: Any) -> list[str]:
     if value is True:
         return []
     if isinstance(value, list | tuple):
         return [str(item) for item in value]
-    return [json.dumps(value) if isinstance(value, dict | bool) else str(value)]
+    return [json.dumps(value) if isinstance(value, dict | bool | None) else str(value)]
 
 
 def _without_user_info(value: Any) -> Any:

@@ -269,6 +269,13 @@ def test_a_card_is_written_anew_by_the_build_that_wrote_it_and_by_no_other(tmp_p
     assert (tmp_path / "other.jsonl.README.md").is_file()
 
 
+@pytest.mark.parametrize("text", ["---\n[broken\n---\n", "---\ncontrastive_alignment: x\n---\n"])
+def test_a_readme_with_any_front_matter_is_left_alone(text: str, tmp_path: Path):
+    (tmp_path / "README.md").write_text(text)
+    build_dataset(options(tmp_path, ROWS), kind_pair)
+    assert (tmp_path / "README.md").read_text() == text
+
+
 def test_neither_report_nor_card_holds_the_password_in_an_address(tmp_path: Path):
     chosen = options(tmp_path, ROWS, base_url="http://me:secret@host/v1")
 
@@ -331,6 +338,15 @@ def test_a_push_that_fails_leaves_the_data_and_says_how_to_go_on(tmp_path: Path)
     with pytest.raises(UserError, match=r"is built, but cannot be pushed to me/pairs: .*--resume"):
         build_dataset(chosen, kind_pair)
     assert len(made(tmp_path)) == 3
+
+
+def test_a_network_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("no route to host.\nmore")
+
+    monkeypatch.setattr(huggingface_hub, "create_repo", fail)
+    with pytest.raises(UserError, match="cannot be pushed to me/pairs: no route to host; run"):
+        build_dataset(options(tmp_path, ROWS, push_to_hub="me/pairs"), kind_pair)
 
 
 def test_a_repository_that_cannot_be_is_told_before_any_call(tmp_path: Path):
