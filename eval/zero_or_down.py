@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alignment.cli import UserError, parse, run, say
+from alignment.core.groups import CHOSEN, Content, RowError, group_from_row, text_of
 from alignment.core.rows import read_rows
 from alignment.llm.connect import connect, open_ledger, run_rows
 from alignment.llm.prompts import as_messages, as_text
 from alignment.llm.protocol import Request, Sampling
-from alignment.llm.rows import Row, prompt_of
+from alignment.llm.rows import Reject, Row
 from eval.judge import compare
 from eval.judge_files import JudgeOptions, open_judge
 from eval.stats import refuse_unjudged, summarise
@@ -29,7 +30,7 @@ from eval.stats import refuse_unjudged, summarise
 class Options(JudgeOptions):
     """Options of `alignment eval zero_or_down`."""
 
-    pairs: Path = field(metadata={"help": "file of pairs: `prompt`, `chosen`"})
+    pairs: Path = field(metadata={"help": "file of pairs, in any format that training reads"})
     output: Path = field(metadata={"help": "folder for results.json and verdicts.jsonl"})
     model: str = field(metadata={"help": "the model to be trained"})
     base_url: str | None = field(
@@ -70,7 +71,7 @@ def diagnose(options: Options) -> dict[str, Any]:
         judge = open_judge(options, ledger)
 
         async def judged(row: Row) -> list[Row]:
-            prompt = prompt_of(row)
+            prompt, chosen = _chosen(row)
             complete = options.format == "complete" and isinstance(prompt, str)
             request = (
                 Request("complete", prompt, sampling=sampling)
@@ -78,7 +79,7 @@ def diagnose(options: Options) -> dict[str, Any]:
                 else Request("chat", as_messages(prompt), sampling=sampling)
             )
             fresh = await llm.ask(request, keep_truncated=True)
-            texts = (as_text(prompt), as_text(row["chosen"]), fresh.text)
+            texts = (as_text(prompt), chosen, fresh.text)
             shown = dict(zip(("prompt", "answer", "baseline"), texts, strict=True))
             return [{**shown, **(await compare(judge, *texts)).as_row()}]
 
@@ -114,6 +115,22 @@ def main(argv: list[str]) -> None:
     )
     doubt = "" if results["certain"] else "; the interval holds 0.5, so look at more pairs first"
     say(f"advice: objective `apo` with `variant: {results['advice']}`{doubt}; the choice is yours")
+
+
+def _chosen(row: Row) -> tuple[Content, str]:
+    """The prompt and the chosen answer of a pair.
+
+    Raises:
+        Reject: The row is no pair that training would read.
+    """
+    if not row.get("rejected"):  # only the chosen side is judged
+        row = {"prompt": row.get("prompt"), "completion": row["chosen"]}
+    try:
+        group = group_from_row(row)
+    except RowError as error:
+        raise Reject(error.reason, str(error)) from None
+    chosen = next(response for response in group.responses if response.role == CHOSEN)
+    return group.prompt, text_of(chosen.content)
 
 
 if __name__ == "__main__":

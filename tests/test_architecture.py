@@ -153,7 +153,10 @@ ROOMS = (
     ),
     Room(
         ("eval.*",),
-        (*HARNESS, "alignment.core.rows", *CONNECT, *ENGINE, *FLOOR),
+        (
+            *(*HARNESS, "alignment.core.groups", "alignment.core.rows"),
+            *(*CONNECT, *ENGINE, *FLOOR),
+        ),
     ),
     Room(HARNESS, (*HARNESS, "alignment", "alignment.core.rows", *CONNECT, *ENGINE, *FLOOR)),
     # Names the backends, each imported when it is asked for.

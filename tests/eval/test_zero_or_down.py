@@ -8,8 +8,12 @@ import pytest
 
 from alignment.__main__ import dispatch
 from alignment.cli import UserError
+from alignment.core.rows import read_rows
 from alignment.llm.prompts import as_text, sections
 from alignment.llm.protocol import Request
+
+ASKED = {"role": "user", "content": "Why?"}
+SAID = {"role": "assistant", "content": "a longer answer"}
 
 
 def policy(request: Request) -> str:
@@ -52,6 +56,27 @@ def test_an_interval_around_one_half_is_told(tmp_path: Path, capsys: pytest.Capt
 
 def test_a_drawn_part_of_the_pairs_is_looked_at(tmp_path: Path):
     assert diagnose(tmp_path, ["a longer answer"] * 20, "--prompts", "5")["n_prompts"] == 5
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"prompt": "Why?", "chosen": "a longer answer", "rejected": "x"},
+        {"prompt": "Why?", "chosen": [ASKED, SAID], "rejected": [ASKED, {**SAID, "content": "x"}]},
+        {"chosen": [ASKED, SAID], "rejected": [ASKED, {**SAID, "content": "x"}]},
+        {"prompt": [ASKED], "chosen": [SAID], "rejected": [{**SAID, "content": "x"}]},
+        {"chosen": "Why? a longer answer", "rejected": "Why? no"},
+    ],
+)
+def test_every_format_of_pairs_is_read(tmp_path: Path, columns: dict[str, Any]):
+    """The answer is judged under its prompt and without it."""
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(columns) + "\n")
+    command = ["eval", "zero_or_down", "--pairs", str(tmp_path / "pairs.jsonl"), "--output"]
+    command += [str(tmp_path / "out"), "--model", f"program:{__name__}.policy"]
+    dispatch([*command, "--judge-model", f"program:{__name__}.judge"])
+    (verdict,) = [row for _, row in read_rows(tmp_path / "out" / "verdicts.jsonl")]
+    assert (verdict["prompt"], verdict["answer"].strip()) == ("Why?", "a longer answer")
+    assert verdict["score"] == 1.0
 
 
 def test_a_file_without_pairs_is_refused(tmp_path: Path):
