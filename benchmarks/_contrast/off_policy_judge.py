@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from alignment.quickstart import world
@@ -16,7 +16,7 @@ TRUE = 0.8
 """How often a reward, 1 for right and 0 for wrong, is true."""
 
 
-def _words(*more: object) -> object:
+def _words(*more: object) -> Callable[[Path, int, int], Sequence[object]]:
     def words(folder: Path, prompts: int, seed: int) -> Sequence[object]:
         rng = random.Random(f"rewards {seed}")
         rows = []

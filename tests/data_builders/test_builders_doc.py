@@ -14,13 +14,14 @@ from alignment.data_tools import inspect
 from benchmarks import contrast
 from benchmarks.contrast import cases
 from data_builders import base
+from eval import zero_or_down
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs/builders.md").read_text(encoding="utf-8")
 
 
 def test_every_option_on_the_page_exists():
-    kinds = [base.BuildOptions, base.JudgeOptions, inspect.Options]
+    kinds = [base.BuildOptions, base.JudgeOptions, inspect.Options, zero_or_down.Options]
     for package in ("data_builders", "alignment.data_tools"):
         modules = (importlib.import_module(f"{package}.{name}") for name in commands(package))
         kinds += [module.Options for module in modules]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from alignment.commands import generate
 from alignment.llm.prompts import _FILTERS
-from data_builders import clair
+from data_builders import clair, rlcd
 from eval import winrate, zero_or_down
 from eval.judge import PAIRWISE_FIELDS
 
@@ -18,7 +18,7 @@ OTHERS = {"help", "port", "device", "no-deps", "editable"}
 
 
 def test_every_option_on_the_page_exists():
-    modules = (generate, clair, winrate, zero_or_down)
+    modules = (generate, clair, rlcd, winrate, zero_or_down)
     known = {f.name for module in modules for f in dataclasses.fields(module.Options)}
     named = set(re.findall(r"--([a-z][a-z-]+)", TEXT)) - OTHERS
     assert len(named) > 20
