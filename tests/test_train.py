@@ -17,8 +17,10 @@ import datasets
 import pytest
 import torch
 import yaml
+from huggingface_hub import HfApi
 from peft import PeftModel
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignment.cli import UserError
@@ -441,3 +443,69 @@ def test_the_process_ends_with_two_and_one_line(
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
     assert left_behind(out) == []
+
+
+# ---- Ways to train ----
+
+
+@pytest.mark.parametrize(
+    ("changes", "file"),
+    [
+        ({"use_dora": True}, "adapter_model.safetensors"),
+        ({"use_rslora": True, "lora_target_modules": "q_proj"}, "adapter_model.safetensors"),
+        ({"use_peft": False}, "model.safetensors"),
+    ],
+    ids=["dora", "rslora", "full"],
+)
+def test_adapters_of_any_kind_and_whole_models_are_trained(
+    changes: dict[str, Any], file: str, recipe: Recipe, out: Path
+):
+    main(recipe(**changes))
+    losses = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert losses[0]["loss"] == pytest.approx(1.0, abs=1e-6)
+    assert losses[1]["loss"] < 1.0
+    weights = load_file(out / file)
+    assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
+    assert ("lora_magnitude_vector" in " ".join(weights)) is ("use_dora" in changes)
+
+
+@pytest.mark.slow
+def test_a_model_in_four_bits_trains_saves_and_is_reloaded(
+    recipe: Recipe, out: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """Going on from the saved adapter starts with the loss at which evaluation left it."""
+    pytest.importorskip("bitsandbytes")
+    model = save_tiny(tmp_path / "wide", hidden_size=64, intermediate_size=128)
+    bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": True}
+    changes = {**bits, "model_name_or_path": str(model), "learning_rate": 0.01}
+    changes |= {"objective": "cpo", "eval_strategy": "epoch", "test_split_size": 2}
+    main(recipe(**changes, max_steps=6))
+    entries = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    trained = [entry["eval_loss"] for entry in entries if "eval_loss" in entry]
+    assert trained[-1] != trained[0]
+    second = tmp_path / "second"
+    again = {**changes, "adapter_name_or_path": str(out), "learning_rate": 0.0}
+    main([*recipe(**again, max_steps=1), "--output_dir", str(second), "--eval_steps", "1"])
+    entries = [json.loads(line) for line in (second / "metrics.jsonl").read_text().splitlines()]
+    reloaded = [entry["eval_loss"] for entry in entries if "eval_loss" in entry]
+    assert reloaded[-1] == pytest.approx(trained[-1], abs=1e-5)
+
+
+def test_a_trained_model_is_pushed_to_the_hub_where_asked(
+    recipe: Recipe, out: Path, monkeypatch: pytest.MonkeyPatch
+):
+    uploaded: list[dict[str, Any]] = []
+
+    def upload(api: HfApi, **kwargs: Any) -> SimpleNamespace:
+        names = sorted(path.name for path in Path(kwargs["folder_path"]).iterdir())
+        uploaded.append({**kwargs, "names": names})
+        return SimpleNamespace()
+
+    url = SimpleNamespace(repo_id="me/aligned")
+    monkeypatch.setattr(HfApi, "create_repo", lambda *args, **kwargs: url)
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    main(recipe(push_to_hub=True, hub_model_id="me/aligned"))
+    last = uploaded[-1]
+    assert last["repo_id"] == "me/aligned"
+    assert {"adapter_model.safetensors", "tokenizer.json", "README.md"} <= set(last["names"])
+    assert "contrastive-alignment" in (out / "README.md").read_text()
