@@ -121,12 +121,17 @@ def prompt_of(row: Row) -> str | list[Message]:
     """The prompt of a row: `prompt` (text or messages), or Alpaca's `instruction` with its `input`.
 
     Raises:
-        Reject: `no_prompt` where there is none.
+        Reject: `no_prompt` where there is none, `bad_type` where it is neither text nor messages.
     """
     if "prompt" not in row and isinstance(row.get("instruction"), str):
         return "\n\n".join(filter(None, [row["instruction"], row.get("input")]))
     prompt: str | list[Message] = _column(row, "prompt")
-    return prompt
+    if isinstance(prompt, str) or (isinstance(prompt, list) and all(map(_is_message, prompt))):
+        return prompt
+    kind = type(prompt).__name__
+    raise Reject(
+        "bad_type", f"`prompt` must be text or a list of messages with role and content, got {kind}"
+    )
 
 
 def response_of(row: Row) -> str:
@@ -337,6 +342,10 @@ def _first_error() -> Iterator[None]:
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         raise error from None
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Mapping) and {"role", "content"} <= value.keys()
 
 
 def _column(row: Row, column: str) -> Any:

@@ -19,7 +19,7 @@ from alignment.core.rows import read_rows
 from alignment.llm.engine import LLM
 from alignment.llm.prompts import as_messages
 from alignment.llm.protocol import Request
-from alignment.llm.rows import Bundle, Reject, Row
+from alignment.llm.rows import Bundle, Reject, Row, prompt_of
 from data_builders.base import BuildOptions, JudgeOptions, Made, build_dataset
 from data_builders.summary import command_of
 
@@ -150,6 +150,14 @@ def test_a_conversation_that_ends_with_the_assistant_is_rejected_before_a_call(t
     assert [row["reason"] for row in rejects(tmp_path)] == ["prompt_ends_with_assistant"]
 
 
+@pytest.mark.parametrize("prompt", [5, {"text": "p"}, ["p"], [{"role": "user"}], True])
+def test_a_prompt_of_another_type_is_rejected_by_name(prompt: Any, tmp_path: Path):
+    build_dataset(options(tmp_path, [{"prompt": prompt}, {"prompt": "p"}]), kind_pair)
+    (rejected,) = rejects(tmp_path)
+    assert rejected["reason"] == "bad_type"
+    assert rejected["message"].startswith("`prompt` must be text or a list of messages")
+
+
 def test_a_builder_takes_its_models_in_their_order(tmp_path: Path):
     chosen = options(tmp_path, [{"prompt": "p"}], judge_model=CRITIC)
     assert chosen.judge is not None
@@ -213,9 +221,9 @@ def test_a_missing_column_is_told_before_any_call(tmp_path: Path):
 
 async def kind_pair(row: Row, llm: LLM) -> Group:
     """A builder with all that a row records."""
-    reply = await llm.chat([{"role": "user", "content": f"Kindly: {row['prompt']}"}])
-    shown = {"generation_prompt": f"Kindly: {row['prompt']}", "sampling": {"seed": 0}}
-    return pair(row["prompt"], reply.text, "no", **shown)
+    shown = f"Kindly: {prompt_of(row)}"
+    reply = await llm.chat([{"role": "user", "content": shown}])
+    return pair(row["prompt"], reply.text, "no", generation_prompt=shown, sampling={"seed": 0})
 
 
 ROWS: list[Row] = [{"prompt": f"question {index} of three"} for index in range(3)]

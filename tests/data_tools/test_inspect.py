@@ -37,6 +37,9 @@ EVERY_FORMAT: list[dict[str, Any]] = [
     {"instruction": "p", "input": "i", "output": "o"},
     {"instruction": "p", "output": "o", "judgment": "too short"},
     {"instruction": "p", "output": "o", "judgment": None},
+    {"prompt": "p", "responses": ["a", "b", "c"], "roles": [-1, 1, 0]},
+    {"prompt": "p", "completion": "flagged here", "spans": [[0, 7]]},
+    {"prompt": "p", "segments": [{"text": "one ", "score": 0}, {"text": "two", "score": 1}]},
 ]
 
 
@@ -66,12 +69,12 @@ def coloured(path: Path, **changes: Any) -> str:
 def test_every_format_is_read_and_counted(tmp_path: Path):
     bad = [{"prompt": "p"}, {**PAIR, "rejected": PAIR["chosen"]}, {**PAIR, "chosen": ""}]
     made = inspect_file(write(tmp_path / "rows.jsonl", EVERY_FORMAT + bad), examples=99)
-    assert made.statistics.formats == {"pair": 2, "group": 3, "response": 5, "judged": 1}
+    assert made.statistics.formats == {"pair": 2, "group": 4, "response": 7, "judged": 1}
     assert made.statistics.labels == {"undesirable": 1, "judged": 1, "no_fault": 1}
     assert made.unread.reasons == {"unknown_format": 1, "identical": 1, "empty_response": 1}
-    assert made.unread.first["identical"].startswith("rows.jsonl:13: chosen and rejected are")
+    assert made.unread.first["identical"].startswith("rows.jsonl:16: chosen and rejected are")
     assert [example.source for example in made.examples] == [
-        f"rows.jsonl:{n}" for n in range(1, 12)
+        f"rows.jsonl:{n}" for n in range(1, 15)
     ]
 
 
@@ -79,7 +82,7 @@ def test_the_schema_tells_the_kinds_of_values_with_their_counts(tmp_path: Path):
     made = inspect_file(write(tmp_path / "rows.jsonl", EVERY_FORMAT))
     assert made.columns["chosen"] == {"text": 1, "messages": 1}
     assert made.columns["rewards"] == {"list of number": 1}
-    assert made.columns["responses"] == {"list of text": 1, "list of object": 1}
+    assert made.columns["responses"] == {"list of text": 2, "list of object": 1}
     assert made.columns["judgment"] == {"text": 1, "null": 1}
     assert made.columns["label"] == {"true or false": 1}
     assert kind_of([]) == "empty list"
@@ -124,6 +127,19 @@ def test_a_group_is_shown_by_its_rewards_with_the_best_first(tmp_path: Path):
     assert [(side.text, side.reward) for side in example.sides] == [
         *(("best", 2.0), ("mid", 1.0), ("worst", 0.0))
     ]
+
+
+def test_sides_of_a_group_come_before_and_after_the_others(tmp_path: Path):
+    (example,) = inspect_file(write(tmp_path / "rows.jsonl", EVERY_FORMAT[11:12])).examples
+    assert [(side.label, side.text) for side in example.sides] == [
+        *(("chosen", "b"), ("response", "c"), ("rejected", "a"))
+    ]
+
+
+def test_a_file_of_which_nothing_can_be_read_is_shown_all_the_same(tmp_path: Path):
+    text = shown(write(tmp_path / "rows.jsonl", [{"promt": "p"}] * 3))
+    assert "rows that training would reject: 3" in text
+    assert "rows.jsonl:1: columns ['promt'] fit no known format" in " ".join(text.split())
 
 
 def test_ties_and_judgments_are_told(tmp_path: Path):
@@ -244,8 +260,8 @@ def test_figures_are_json_and_nothing_else_is_printed(tmp_path: Path, capsys: An
     path = write(tmp_path / "rows.jsonl", EVERY_FORMAT)
     dispatch(["data", "inspect", str(path), "--json", "-"])
     made = json.loads(capsys.readouterr().out)
-    assert made["statistics"]["rows"] == 11
-    assert made["statistics"]["groups"]["groups"] == 3
+    assert made["statistics"]["rows"] == len(EVERY_FORMAT)
+    assert made["statistics"]["groups"]["groups"] == 4
     assert len(made["examples"]) == 3
     dispatch(["data", "inspect", str(path), "--json", str(tmp_path / "figures.json")])
     assert json.loads((tmp_path / "figures.json").read_text()) == made
