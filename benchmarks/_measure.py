@@ -58,6 +58,11 @@ def file_backed() -> float:
     return _status("RssFile")
 
 
+def anonymous() -> float:
+    """Bytes in memory that belong to this process alone, without mapped files."""
+    return _status("RssAnon")
+
+
 def _status(name: str) -> float:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):

@@ -55,6 +55,7 @@ from alignment.trainers.probe import Probe
 from alignment.trainers.rows import preparation, prepared, prepared_splits
 from alignment.trainers.saved_weights import check_saved, measure
 from alignment.trainers.start import (
+    check_can_save,
     check_layout,
     check_same_data,
     check_weights,
@@ -377,6 +378,7 @@ class GroupTrainer(_BaseTrainer):
             self.tokens_seen = self.consumed.tokens if self.is_world_process_zero() else 0
         if self.is_world_process_zero():
             remove_leftovers(Path(self.args.output_dir))
+        check_can_save(self)
         check_same_data(self)
         check_weights(self)
         with self.compute_loss_context_manager():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, is_peft_model
 from tqdm.auto import tqdm
 
 from alignment.cli import UserError
@@ -49,6 +49,23 @@ def check_same_data(trainer: GroupTrainer) -> None:
             f"process {other} has other training data ({found[other][0]} groups) than process 0 "
             f"({found[0][0]} groups): put files and the cache of `datasets` (HF_DATASETS_CACHE) "
             "where every node reads the same, or copy them anew"
+        )
+
+
+def check_can_save(trainer: GroupTrainer) -> None:
+    """Checks that ZeRO-3 is told to gather a whole model where it is saved.
+
+    Raises:
+        UserError: It is not, and would write empty weights.
+    """
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    if plugin is None or plugin.zero_stage < 3 or is_peft_model(trainer.model):
+        return
+    name = "stage3_gather_16bit_weights_on_model_save"
+    if plugin.deepspeed_config["zero_optimization"].get(name) is not True:
+        raise UserError(
+            "ZeRO-3 would save no weights of this model: set `zero3_save_16bit_model: true` in the "
+            f"file of accelerate, or `{name}` in that of DeepSpeed"
         )
 
 
