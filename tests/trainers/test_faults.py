@@ -129,12 +129,12 @@ def can_mount() -> bool:
 
 @pytest.mark.skipif(not can_mount(), reason="needs a namespace to mount a small disk in")
 def test_a_disk_that_fills_up_leaves_the_last_checkpoint(model: Path, tmp_path: Path):
-    """Half a megabyte holds a few checkpoints and not four."""
+    """So small a disk holds some checkpoints and not four."""
     out = tmp_path / "out"
     out.mkdir()
     words = command(*recipe(tmp_path))
     listing = f"ls {out} > {tmp_path}/left; ls -A {out}/.saving >> {tmp_path}/left 2>/dev/null"
-    script = f'mount -t tmpfs -o size=500k tmpfs {out}; "$@"; status=$?; {listing}; exit $status'
+    script = f'mount -t tmpfs -o size=300k tmpfs {out}; "$@"; status=$?; {listing}; exit $status'
     line = error_of(
         tmp_path,
         ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", *words],
