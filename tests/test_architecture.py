@@ -76,7 +76,7 @@ ROOMS = (
         (
             *("alignment", "alignment.train", *LAUNCH, "alignment.trainers.*", *TRAINING),
             *("alignment.objectives.*", "alignment.llm.*", "data_builders.*", "eval.*"),
-            "alignment.quickstart.*",
+            *("alignment.quickstart.*", "alignment.diagnosis.*"),
         ),
     ),
     Room(
@@ -95,6 +95,10 @@ ROOMS = (
     ),
     Room(("alignment.train",), (*LAUNCH, "alignment.trainers.*", *TRAINING)),
     Room(LAUNCH, FLOOR, ("accelerate", "torch", "yaml")),
+    Room(
+        ("alignment.diagnosis", "alignment.diagnosis.*"),
+        ("alignment.diagnosis.*", "alignment.trainers.*", *TRAINING),
+    ),
     Room(("alignment.trainers.*",), ("alignment.trainers.*", *TRAINING)),
     Room(("alignment.data",), ("alignment.core.*", *CONTRACT, *FLOOR)),
     Room(

@@ -1,0 +1,1 @@
+"""What `alignment doctor` looks at, one file each."""
