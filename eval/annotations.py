@@ -185,7 +185,7 @@ class Annotations:
 
     Attributes:
         model: Name of the model, None where the file has none.
-        rows: One annotation for each prompt that has one, in the order of the file.
+        rows: One annotation for each prompt that has one, in the order of `row`.
         missing: Names of prompts without a row.
         doubled: Names of prompts with several rows; rows that contradict each other are dropped.
         foreign: Rows whose prompt is not in the benchmark, as the file names it.
@@ -238,7 +238,8 @@ def read_annotations(path: Path, benchmark: Benchmark, model: str | None = None)
             f"{path}: none of {found.n_rows} rows is on a prompt of {benchmark.path}; the first is "
             f"{found.foreign[0] if found.foreign else 'missing'}"
         )
-    found.rows = [row for place, row in first.items() if place not in torn]
+    kept = [row for place, row in first.items() if place not in torn]
+    found.rows = sorted(kept, key=lambda row: row.row)
     found.missing = [p.name for place, p in enumerate(benchmark.prompts) if place not in first]
     return found
 

@@ -138,9 +138,10 @@ def test_verdicts_of_the_first_version_give_its_numbers(
         assert made["length_controlled_winrate"] is None
 
 
+@pytest.mark.parametrize("by", ["prompt", "row"])
 @pytest.mark.parametrize("layout", ["official", "shuffled"])
 def test_other_layouts_and_orders_give_the_same_numbers(
-    published: Published, layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    published: Published, layout: str, by: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     rows = [row for _, row in read_rows(published.annotations("claude-2"))]
     prompts = published.benchmark.prompts
@@ -162,6 +163,7 @@ def test_other_layouts_and_orders_give_the_same_numbers(
     file = tmp_path / "annotations.json"
     file.write_text(json.dumps(rows))
     words = ["--prompts", str(published.folder / "prompts.jsonl.gz"), "--resamples", "2"]
+    words += ["--difficulty-by", by]
     words += ["--reference", str(published.folder / "lc_reference.csv.gz"), "--json", "-"]
     made = []
     for annotations in (published.annotations("claude-2"), file):
