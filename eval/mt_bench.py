@@ -20,7 +20,7 @@ from alignment.llm.connect import connect, open_ledger, run_rows
 from alignment.llm.protocol import Message, Sampling
 from alignment.llm.rows import Row
 from eval.answers import warn_of_repetition
-from eval.bundle import seal, unseal
+from eval.bundle import MANIFEST, seal, unseal
 from eval.judge import ORDERS, Comparison, Judge, Side, Verdict, VerdictError, compare_in
 from eval.judge_files import JudgeOptions, open_judge
 from eval.judgments import TURNS, average, intervals, judged_again, read_judgments, refuse_unjudged
@@ -248,8 +248,9 @@ def evaluate(options: Options) -> dict[str, Any]:
         model: warn_of_repetition(model, [turns[0] for turns in said.values()])
         for model, said in answers.items()
     }
-    for name in ("results.json", "bundle.json"):
-        (folder / name).unlink(missing_ok=True)
+    if not options.dry_run:
+        for name in ("results.json", MANIFEST):
+            (folder / name).unlink(missing_ok=True)
     judge = judge_all(options, questions, answers, folder / "verdicts.jsonl")
     # What was judged lies beside the verdicts, wherever it came from.
     if options.model is None:

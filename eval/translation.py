@@ -325,12 +325,12 @@ def lines(made: Mapping[str, Any]) -> Iterator[str]:
             for name, own in told["systems"].items():
                 low, high = own["ci"]
                 p = f", p = {own['p_value']:.4f}" if "p_value" in own else ""
-                yield f"  {metric} {own['score']:.2f} [{low:.2f}, {high:.2f}]{p}  {name}"
+                yield f"  {metric} {own['score']:.4g} [{low:.4g}, {high:.4g}]{p}  {name}"
             yield f"  {told['signature']}"
     if len(made["directions"]) > 1:
         for metric, systems in made["average"].items():
             for name, score in systems.items():
-                yield f"mean over directions: {metric} {score:.2f}  {name}"
+                yield f"mean over directions: {metric} {score:.4g}  {name}"
 
 
 def _translation(row: Row) -> str:

@@ -210,7 +210,7 @@ def test_the_report_to_read_names_systems_and_tests(
     dispatch([*command, "--resamples", "20"])
     told = capsys.readouterr().out
     assert "all: 30 segments\n" in told
-    assert f"BLEU 100.00 [100.00, 100.00], p = 0.0476  {path}\n" in told
+    assert f"BLEU 100 [100, 100], p = 0.0476  {path}\n" in told
     assert json.loads(out.read_text())["baseline"] == str(base)
 
 
