@@ -88,7 +88,7 @@ def make_groups(objective: Objective, seed: int = 0) -> list[list[Reply]]:
             [reply(5), reply(5, twin=0)],
         ]
     if "reward" in objective.needs:
-        return [[reply(1 + k, reward=rng.gauss(0, 1)) for k in range(size)] for size in (4, 1, 3)]
+        return [[reply(1 + k, reward=rng.random()) for k in range(size)] for size in (4, 1, 3)]
     return [[reply(length, role=1), reply(4 - length, role=-1)] for length in (1, 3, 2)]
 
 
@@ -131,7 +131,10 @@ def test_the_initial_loss_is_the_loss_where_policy_equals_reference(objective: O
     terms = make_terms(objective, groups)
     predicted = objective.initial_loss(terms)
     if predicted is None:
-        moved = [[replace(r, logps=[2 * p for p in r.logps]) for r in group] for group in groups]
+        moved = [
+            [replace(r, logps=[2 * p for p in r.logps], values=[1.0] * len(r.logps)) for r in group]
+            for group in groups
+        ]
         other = make_terms(objective, moved)
         assert objective(terms).loss().item() != pytest.approx(objective(other).loss().item())
     else:
@@ -164,6 +167,8 @@ def test_the_loss_and_its_gradient_are_the_same_on_cuda(objective: Objective) ->
 
 def test_the_loss_carries_gradient(objective: Objective) -> None:
     terms = make_terms(objective, make_groups(objective))
-    (grad,) = torch.autograd.grad(objective(terms).loss(), terms.logps)
-    assert grad.isfinite().all()
-    assert grad.abs().sum() > 0
+    assert terms.values is not None
+    leaves = (terms.logps, terms.values.requires_grad_())
+    grads = torch.autograd.grad(objective(terms).loss(), leaves, materialize_grads=True)
+    assert all(grad.isfinite().all() for grad in grads)
+    assert sum(grad.abs().sum() for grad in grads) > 0

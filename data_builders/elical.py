@@ -1,0 +1,112 @@
+"""EliCal: a model's own answers with how sure it should be of them, for a confidence head.
+
+The greedy answer to each question gets a target in [0, 1]: the share of sampled answers that agree
+with it (no label is needed), or whether it is correct (`--target correctness`, from the column
+`answer`, a text or a list of right texts). Train `objective: elical` on the first and go on with a
+few of the second.
+
+Paper: EliCal, arXiv 2510.17509: 20 samples at temperature 1. That two answers agree if they are the
+same words, case, punctuation and articles aside, is our form.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from alignment.cli import parse, run
+from alignment.llm.engine import LLM
+from alignment.llm.rows import PROMPT_COLUMNS, Reject, Row, prompt_of
+from data_builders.base import BuildOptions, build_dataset
+from data_builders.pairs import DrawOptions, draw, like
+
+VERSION = "1"
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_PUNCTUATION = re.compile(r"[^\w\s]")
+
+
+@dataclass(kw_only=True)
+class Options(DrawOptions, BuildOptions):
+    """Options of `alignment build elical`; the input's rows need `prompt`."""
+
+    target: Literal["agreement", "correctness"] = field(
+        default="agreement", metadata={"help": "what an answer is labelled with"}
+    )
+    samples: int = field(
+        default=20, metadata={"help": "answers that may agree with the greedy one"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples < 1:
+            raise ValueError(f"`samples` is {self.samples}; it must be at least 1")
+
+
+def builder(options: Options) -> Callable[[Row, LLM], Awaitable[Row]]:
+    """The function that labels the answer to a row, ready for `build_dataset`."""
+    greedy = replace(options, temperature=0.0)
+
+    async def build(row: Row, llm: LLM) -> Row:
+        prompt = prompt_of(row)
+        if options.target == "correctness":
+            answer = (await draw(llm, prompt, greedy)).text
+            target, told = _correctness(answer, row), {"right": list(_right(row))}
+        else:
+            first, *others = await asyncio.gather(
+                draw(llm, prompt, greedy),
+                *(draw(llm, prompt, options, sample) for sample in range(options.samples)),
+            )
+            answer = first.text
+            target = agreement(answer, [reply.text for reply in others])
+            told = {"samples": [reply.text for reply in others]}
+        if not words_of(answer):
+            raise Reject("empty", "the greedy answer has no words", reply=answer)
+        meta: dict[str, Any] = {
+            **{"builder": "elical", "version": VERSION, "target": options.target},
+            **{"model": llm.model, "sampling": options.sampling.settings(), **told},
+        }
+        return {
+            "prompt": prompt,
+            "completion": like(prompt, answer),
+            "reward": target,
+            "meta": meta,
+        }
+
+    return build
+
+
+def words_of(text: str) -> list[str]:
+    """The words by which two short answers are compared."""
+    return _ARTICLES.sub(" ", _PUNCTUATION.sub(" ", text.lower())).split()
+
+
+def agreement(answer: str, others: Iterable[str]) -> float:
+    """The share of other answers that have the words of this one."""
+    same = [words_of(other) == words_of(answer) for other in others]
+    return sum(same) / len(same)
+
+
+def _correctness(answer: str, row: Row) -> float:
+    return float(any(words_of(right) == words_of(answer) for right in _right(row)))
+
+
+def _right(row: Row) -> list[str]:
+    given = row.get("answer")
+    right = [given] if isinstance(given, str) else given
+    if not isinstance(right, list) or not right or not all(isinstance(r, str) for r in right):
+        raise Reject("no_answer", "`answer` must be a text or a list of texts")
+    return right
+
+
+def main(argv: list[str]) -> None:
+    """`alignment build elical`."""
+    options = parse(Options, argv, "alignment build elical", __doc__)
+    needs = [PROMPT_COLUMNS, *([("answer",)] if options.target == "correctness" else [])]
+    build_dataset(options, builder(options), needs=needs)
+
+
+if __name__ == "__main__":
+    run(main)
