@@ -262,6 +262,9 @@ def _describe(kind: Any) -> str:
         return "one of " + ", ".join(map(str, get_args(kind)))
     if get_origin(kind) in (Union, types.UnionType):
         return " or ".join(map(_describe, get_args(kind)))
+    items = next(iter(get_args(kind)), None)
+    if _is_list(kind) and get_origin(items) is Literal:
+        return "a list of " + ", ".join(map(str, get_args(items)))
     return _EXPECTED.get(get_origin(kind) or kind, str(kind))
 
 

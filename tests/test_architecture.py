@@ -35,7 +35,10 @@ CONTRACT = ("alignment.objectives.base",)
 CONNECT = ("alignment.llm.connect",)
 BACKENDS = tuple(
     f"alignment.llm.{name}"
-    for name in (*("openai", "local", "model", "reward", "vllm", "batch", "batch_api", "program"),)
+    for name in (
+        *("openai", "local", "model", "reward", "scorer", "comet", "vllm", "batch", "batch_api"),
+        "program",
+    )
 )
 ENGINE = tuple(
     name
@@ -52,7 +55,10 @@ HARNESS = tuple(
     )
 )
 """What evaluators share."""
-BUILDING = ("markers", "pairs", "judging", "letters", "transcript", "affixes", "strategies")
+BUILDING = (
+    *("markers", "pairs", "judging", "letters", "transcript", "affixes", "strategies"),
+    *("answers", "ratings", "scorers", "survey"),
+)
 """What builders share besides their base."""
 TRAINING = ("alignment.data", "alignment.core.*", "alignment.objectives", *CONTRACT, *FLOOR)
 LABELS = ("alignment.core.edits", "alignment.core.token_labels")

@@ -6,20 +6,25 @@ This is the only file that knows column names. It needs nothing but the standard
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 Message: TypeAlias = dict[str, Any]
 Content: TypeAlias = "str | list[Message]"
 """Plain text, or chat messages with `role` and `content`."""
+
+PairRule = Literal["best_worst", "best_random"]
+"""Which response of a scored group is rejected beside the best."""
 
 CHOSEN, NEITHER, REJECTED = 1, 0, -1
 
 JUDGED_PROMPT = "{prompt}\n\nA judgment of the response that follows: {judgment}"
 """How a judgment joins the prompt under which a judged response is read once more."""
 
-_JUDGE_FAILURES = frozenset({"$ERROR$", "ERROR", "[ERROR]", "error", "None", "null", "N/A"})
+_JUDGE_FAILURE = re.compile(r"\W*(?:error|none|null|nan|n/?a)\W*", re.IGNORECASE)
+"""What stands in the place of a judgment that there is none of, such as `$ERROR$`."""
 
 
 class RowError(ValueError):
@@ -166,15 +171,19 @@ def group_from_row(row: Mapping[str, Any]) -> Group:
     return group
 
 
-def binarise(group: Group, seed: int) -> tuple[Group, tuple[str, ...]]:
-    """The pair of the best against the worst response by reward, with a strict gap.
+def binarise(
+    group: Group, seed: int, rule: PairRule = "best_worst"
+) -> tuple[Group, tuple[str, ...]]:
+    """The pair of the best against a worse response by reward, with a strict gap.
 
     Args:
         group: A scored group.
         seed: Decides among equal rewards, together with the texts, so that row order plays no part.
+        rule: Whether the worst is rejected, or any that is worse than the best, drawn.
 
     Returns:
-        The pair, and which sides had a tie to break: `tie_best`, `tie_worst`.
+        The pair, and which sides had a tie to break: `tie_best`, `tie_worst` where the worst is
+        rejected.
 
     Raises:
         RowError: `no_reward` where a reward is missing, `no_gap` where all rewards are equal,
@@ -190,11 +199,12 @@ def binarise(group: Group, seed: int) -> tuple[Group, tuple[str, ...]]:
     rng = random.Random(f"{seed}\0{text_of(group.prompt)}")
     best = [index for reward, index in scored if reward == high]
     worst = [index for reward, index in scored if reward == low]
+    worse = worst if rule == "best_worst" else [i for reward, i in scored if reward < high]
     chosen = replace(group.responses[rng.choice(best)], role=CHOSEN)
-    rejected = replace(group.responses[rng.choice(worst)], role=REJECTED)
+    rejected = replace(group.responses[rng.choice(worse)], role=REJECTED)
     pair = replace(group, responses=(chosen, rejected))
     _check(pair)
-    ties = {"tie_best": best, "tie_worst": worst}
+    ties = {"tie_best": best, "tie_worst": worst if rule == "best_worst" else []}
     return pair, tuple(name for name, equal in ties.items() if len(equal) > 1)
 
 
@@ -348,7 +358,7 @@ def _single(row: Mapping[str, Any], response: Content) -> Group:
     _check_content(prompt, "`prompt`")
     if not judgment or not prompt:
         return Group(prompt, (plain,), _meta(row))
-    if judgment in _JUDGE_FAILURES:
+    if _JUDGE_FAILURE.fullmatch(judgment):
         raise RowError("judgment_error", f"the judgment is a placeholder for an error: {judgment}")
     plain = replace(plain, role=REJECTED)
     judged = replace(plain, prompt=_with_judgment(prompt, judgment), twin=0)

@@ -22,6 +22,9 @@ from alignment.llm.rows import MapReport, Named, Reject, Row, map_rows, refuse_e
 if TYPE_CHECKING:
     from alignment.llm.openai import OpenAIBackend
 
+_ELSEWHERE = ("program:", "scorer:")
+"""Beginnings of names of what takes no weights in this process."""
+
 
 @dataclass(kw_only=True)
 class CallOptions:
@@ -99,7 +102,7 @@ def connect(model: str, base_url: str | None, ledger: Ledger, options: CallOptio
     Args:
         model: With `base_url` the name that the server knows; else a folder or hub id of a model
             for this process, the same after `vllm:` or, for a reward model, after `reward:`; or
-            `program:module.function`.
+            `program:module.function`. Scorers of texts are `scorer:URL` and `comet:MODEL`.
         base_url: Address of an OpenAI-compatible API.
         ledger: Where finished calls are kept.
         options: How to ask.
@@ -125,7 +128,7 @@ def connect(model: str, base_url: str | None, ledger: Ledger, options: CallOptio
 
         bounds = Bounds(options.batch_requests, poll=options.poll_interval)
         return BatchLLM(_server(model, str(base_url), options), ledger, limits, bounds)
-    if base_url is None and not model.startswith("program:"):
+    if base_url is None and not model.startswith(_ELSEWHERE):
         # One batch runs while another gathers; vLLM takes all that is in flight.
         least = 256 if model.startswith("vllm:") else 2 * options.batch_size
         limits = replace(limits, concurrency=max(options.concurrency, least))
@@ -187,7 +190,7 @@ def _dry_run(
         from alignment.llm.model import token_counter
 
         tokens_of = token_counter(name)
-    if base_url is not None or model.startswith("program:"):
+    if base_url is not None or model.startswith(_ELSEWHERE):
         return DryRun(_backend(model, base_url, options), ledger, limits, tokens_of)
     # Nothing is loaded that takes long.
     provider = "transformers" if name == model else "vllm"
@@ -211,10 +214,8 @@ def _backend(model: str, base_url: str | None, options: CallOptions) -> Backend:
 
         program = load_dotted(model.removeprefix("program:"), "program")
         return ProgramBackend(program, model, options.model_revision)
-    if model.startswith("reward:"):
-        from alignment.llm.reward import RewardBackend
-
-        return RewardBackend(model.removeprefix("reward:"), options.device, options.batch_size)
+    if model.startswith(("reward:", "scorer:", "comet:")):
+        return _scorer(model, options)
     if model.startswith("vllm:"):
         from alignment.llm.vllm import VLLMBackend
 
@@ -222,6 +223,22 @@ def _backend(model: str, base_url: str | None, options: CallOptions) -> Backend:
     from alignment.llm.local import LocalBackend
 
     return LocalBackend(model, options.device, options.batch_size)
+
+
+def _scorer(model: str, options: CallOptions) -> Backend:
+    """What gives texts numbers rather than writing any."""
+    kind, _, name = model.partition(":")
+    if kind == "reward":
+        from alignment.llm.reward import RewardBackend
+
+        return RewardBackend(name, options.device, options.batch_size)
+    if kind == "comet":
+        from alignment.llm.comet import CometBackend
+
+        return CometBackend(name, options.model_revision, options.batch_size)
+    from alignment.llm.scorer import HTTPScorer
+
+    return HTTPScorer(name, options.api_key_env, options.model_revision, options.timeout)
 
 
 @contextmanager

@@ -54,6 +54,8 @@ class OpenAIBackend:
     """
 
     verbs: frozenset[Verb] = frozenset({"chat", "complete", "score"})
+    hint = "the address of an OpenAI-compatible API usually ends in /v1"
+    """What to check where nothing behind the address knows the path."""
 
     def __init__(
         self,
@@ -214,10 +216,7 @@ class OpenAIBackend:
                 "trust it, give that address"
             )
         if status < 300 or status in (404, 405, 501):
-            return UserError(
-                f"{self.url}{path} answered {status}; the address of an OpenAI-compatible API "
-                "usually ends in /v1"
-            )
+            return UserError(f"{self.url}{path} answered {status}; {self.hint}")
         return CallError("refused" if code.startswith(_POLICY) else "failed", told)
 
     async def _models(self) -> list[str]:

@@ -125,7 +125,7 @@ def prompt_of(row: Row) -> str | list[Message]:
     """
     if "prompt" not in row and isinstance(row.get("instruction"), str):
         return "\n\n".join(filter(None, [row["instruction"], row.get("input")]))
-    prompt: str | list[Message] = _column(row, "prompt")
+    prompt: str | list[Message] = column_of(row, "prompt")
     if isinstance(prompt, str) or (isinstance(prompt, list) and all(map(_is_message, prompt))):
         return prompt
     kind = type(prompt).__name__
@@ -141,10 +141,25 @@ def response_of(row: Row) -> str:
         Reject: `no_response` where there is none.
     """
     name = next((name for name in RESPONSE_COLUMNS if name in row), "response")
-    value = _column(row, name)
+    value = column_of(row, name)
     if not isinstance(value, str):
         raise Reject("bad_type", f"`{name}` must be text, got {type(value).__name__}")
     return value
+
+
+def column_of(row: Row, column: str) -> Any:
+    """What a column holds.
+
+    Raises:
+        Reject: `no_<column>` where there is no such column, or nothing in it.
+    """
+    if value := row.get(column):
+        return value
+    if column in row:
+        raise Reject(f"no_{column}", f"`{column}` is empty")
+    near = nearest(column, row)
+    hint = f"did you mean `{near}`?" if near else f"there is {', '.join(row) or 'nothing'}"
+    raise Reject(f"no_{column}", f"no column `{column}`; {hint}")
 
 
 class Output:
@@ -346,16 +361,6 @@ def _first_error() -> Iterator[None]:
 
 def _is_message(value: Any) -> bool:
     return isinstance(value, Mapping) and {"role", "content"} <= value.keys()
-
-
-def _column(row: Row, column: str) -> Any:
-    if value := row.get(column):
-        return value
-    if column in row:
-        raise Reject(f"no_{column}", f"`{column}` is empty")
-    near = nearest(column, row)
-    hint = f"did you mean `{near}`?" if near else f"there is {', '.join(row) or 'nothing'}"
-    raise Reject(f"no_{column}", f"no column `{column}`; {hint}")
 
 
 def _partial(path: Path) -> Path:
