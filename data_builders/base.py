@@ -41,7 +41,7 @@ class ModelAt(NamedTuple):
         name: A name on the server, a folder, a hub id, or a program.
         base_url: Address of its server; None for one in this process.
         price: Dollars for a million prompt and completion tokens; those of the options if None.
-        api_key_env: Variable with its API key; that of the options if None.
+        api_key_env: Variable with its API key; that of the options if None, no key if empty.
     """
 
     name: str
@@ -62,7 +62,7 @@ class ModelAt(NamedTuple):
             UserError: There is no such model, program or key.
         """
         price = self.price or options.price
-        key = self.api_key_env or options.api_key_env
+        key = options.api_key_env if self.api_key_env is None else self.api_key_env
         own = replace(options, price=price, api_key_env=key)
         return connect(self.name, self.base_url, ledger, own)
 
@@ -154,6 +154,7 @@ def build_dataset(  # noqa: PLR0913 - all named
     rows: Iterable[Named] | None = None,
     needs: Sequence[Sequence[str]] = (),
     later: str | None = None,
+    counts: Callable[[], Mapping[str, Mapping[str, int]]] = dict,
 ) -> Built:
     """Runs a builder over its input and writes rows, rejects, a report and a dataset card.
 
@@ -169,6 +170,7 @@ def build_dataset(  # noqa: PLR0913 - all named
         rows: The input; the rows of `options.input` by default. A `Bundle` stands for several.
         needs: Columns that the input must have, as for `require_columns`.
         later: As for `run_rows`.
+        counts: What else the builder has counted, once it is through, for the report.
 
     Raises:
         UserError: The input cannot be read or lacks a column, the output exists, or nothing came
@@ -200,12 +202,17 @@ def build_dataset(  # noqa: PLR0913 - all named
         dollars = ledger.spent()
     report.refuse_empty(options.input)
     summary = summarise(options, report, llms, examine(options.output, evaluation), dollars)
+    counted = {name: dict(found) for name, found in counts().items()}
+    summary |= counted
     report_file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     card = card_text(options.output, summary, options.license)
     card_path(options.output).write_text(card, encoding="utf-8")
     say(f"{options.output}: {report}")
     for line in told(summary):
         say(line)
+    for name, found in counted.items():
+        numbers = ", ".join(f"{what} {count}" for what, count in found.items()) or "none"
+        say(f"{name.replace('_', ' ')}: {numbers}")
     for role, llm in llms.items():
         say(f"{role} {llm.model}: {llm.usage}")
     say(f"card: {card_path(options.output)}")
