@@ -22,13 +22,13 @@ from alignment.core.rows import SUFFIXES, read_rows
 from alignment.llm.engine import LLM
 from alignment.llm.protocol import CallError
 from alignment.llm.rows import PROMPT_COLUMNS, Named, Reject, Row, prompt_of
+from data_builders.answers import AnswerFile
 from data_builders.base import DataOptions, ModelAt, build_dataset
 from data_builders.judging import PairJudgeOptions
 from data_builders.pairs import SamplingOptions, pair_of
 from data_builders.strategies import (
     SOURCES,
     STRATEGIES,
-    AnswerFile,
     Contrasts,
     Source,
     Strategy,

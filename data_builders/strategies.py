@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from alignment.cli import UserError, load_yaml, unknown
-from alignment.core.rows import read_rows
 from alignment.llm.engine import LLM
-from alignment.llm.prompts import Template, as_messages, as_text
+from alignment.llm.prompts import Template, as_messages
 from alignment.llm.protocol import Message, Prompt, Sampling
-from alignment.llm.rows import Reject, Row, prompt_of, response_of
+from data_builders.answers import AnswerFile
 from data_builders.base import PROMPTS
 from data_builders.markers import split_reply
-from data_builders.pairs import Side, refuse_truncated
+from data_builders.pairs import Side
 
 Strategy = Literal[
     "prefix", "demonstration", "elicitive", "parameter_count", "leaderboard", "refine"
@@ -32,38 +31,6 @@ SOURCES: Mapping[str, tuple[str, str]] = {
     "leaderboard": ("higher", "lower"),
 }
 """The strategies between models: whose answers are chosen, and whose are rejected."""
-
-
-class AnswerFile:
-    """Answers made elsewhere, in the place of a model: rows with `prompt` and `response`.
-
-    Args:
-        path: The file, as `alignment generate` writes it.
-
-    Raises:
-        UserError: The file cannot be read.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = path
-        self._rows: dict[str, Row] = {}
-        for name, row in read_rows(path):
-            try:
-                self._rows.setdefault(as_text(prompt_of(row)).strip(), row)
-            except Reject as error:
-                raise UserError(f"{name}: {error}") from None
-
-    def answer(self, prompt: Prompt) -> Side:
-        """The answer to a prompt, the first where there are several.
-
-        Raises:
-            Reject: `no_answer` where the prompt is not in the file, or what else is wrong with it.
-        """
-        row = self._rows.get(as_text(prompt).strip())
-        if row is None:
-            raise Reject("no_answer", f"{self.path} has no answer to this prompt")
-        refuse_truncated(row)
-        return Side(response_of(row), row.get("model"), on_policy=False)
 
 
 Source: TypeAlias = "LLM | AnswerFile"

@@ -219,7 +219,7 @@ def test_answers_made_elsewhere_are_read_from_files(tmp_path: Path):
     (pair,) = made(tmp_path, rows, "--strategies", "parameter_count", *files)
     assert (pair["chosen"], pair["rejected"]) == ("A of the larger", "A of the smaller")
     assert pair["meta"]["models"] == {"chosen": "34B", "rejected": "6B"}
-    assert reasons(tmp_path) == ["truncated", "no_answer"]
+    assert reasons(tmp_path) == ["truncated", "unmatched"]
     assert report(tmp_path)["usage"] == {}
 
 
