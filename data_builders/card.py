@@ -61,8 +61,8 @@ def card_text(output: Path, summary: Mapping[str, Any], licence: str | None) -> 
 
 
 def _sections(output: Path, summary: Mapping[str, Any], licence: str | None) -> Iterator[str]:
-    builder = summary["builder"] or "of one's own"
-    yield f"# {output.stem}\n\nData for alignment from contrasts, made by the builder `{builder}`."
+    maker = " ".join(summary["command"].split()[:3])
+    yield f"# {output.stem}\n\nData for alignment from contrasts, made by `{maker}`."
     yield _table(("", ""), _origin(summary, licence))
     yield f"```bash\n{summary['command']}\n```"
     yield "## Rows\n\n" + _table(("rows of the input", "count"), _rows(summary))

@@ -7,6 +7,7 @@ import json
 import platform
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -90,9 +91,17 @@ def summarise(
     return dict(redact_all(_without_user_info(plain)))
 
 
-def command_of(options: CallOptions, name: str) -> str:
-    """The command line that repeats a build: all options that differ from their defaults."""
-    words = ["alignment", "build", name]
+def command_of(options: CallOptions, builder: str) -> str:
+    """The command line that repeats a build: all options that differ from their defaults.
+
+    Args:
+        options: Of the builder, or of a tool of `alignment data` that makes rows as builders do.
+        builder: Name of the builder; a tool is named by its file.
+    """
+    spec = getattr(sys.modules[type(options).__module__], "__spec__", None)
+    package, _, tool = spec.name.rpartition(".") if spec is not None else ("", "", "")
+    name = ["data", tool] if package == "alignment.data_tools" else ["build", builder]
+    words = ["alignment", *name]
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if value != _default(field) and field.name not in ("resume", "overwrite"):

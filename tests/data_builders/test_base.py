@@ -1,5 +1,6 @@
 """From a builder to a data set: one output or several, checks, models, warnings, reports."""
 
+import importlib
 import json
 import logging
 import shlex
@@ -382,3 +383,10 @@ def test_a_command_on_a_card_is_what_repeats_the_build(tmp_path: Path):
     assert words[:3] == ["alignment", "build", "test"]
     again = parse(Judged, words[3:], "test")
     assert again == replace(chosen, resume=False)
+
+
+def test_a_tool_of_alignment_data_is_named_as_one(tmp_path: Path):
+    given = {"input": tmp_path / "in.jsonl", "output": tmp_path / "out.jsonl", "model": WRITER}
+    kind = type("Options", (Judged,), {"__module__": "alignment.data_tools.inspect"})
+    importlib.import_module(kind.__module__)
+    assert command_of(kind(**given), "clair").startswith("alignment data inspect --input ")

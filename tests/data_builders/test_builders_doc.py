@@ -17,6 +17,7 @@ from data_builders import base
 from eval import zero_or_down
 
 ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 TEXT = (ROOT / "docs/builders.md").read_text(encoding="utf-8")
 
 
@@ -36,6 +37,15 @@ def test_every_file_on_the_page_exists():
     named += [f"docs/{name}" for name in re.findall(r"\]\(((?!http)[\w./-]+)\)", TEXT)]
     assert len(named) > 3
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_every_builder_has_its_section_and_a_row_in_the_readme():
+    names = set(commands("data_builders"))
+    assert names <= set(re.findall(r"^## (\w+)$", TEXT, re.MULTILINE))
+    rows = re.findall(r"^\| `alignment build .*$", README, re.MULTILINE)
+    assert names <= {
+        name for row in rows for name in re.findall(r"`(?:alignment build )?(\w+)`", row)
+    }
 
 
 def test_the_table_of_contrast_has_a_row_for_every_case():
