@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from typing import Any, Literal
 from alignment.cli import parse, run, say
 from alignment.core.rows import read_rows
 from alignment.llm.protocol import Sampling
+from alignment.llm.rows import Row
 from eval.alpaca_judge import Order, ask_model, judge_answers, votes
 from eval.alpaca_report import (
     LengthControl,
@@ -128,8 +129,9 @@ def from_annotations(options: Options) -> dict[str, Any]:
     """
     benchmark = Benchmark(_given(options.prompts), options.baseline)
     found = read_annotations(_given(options.annotations), benchmark, options.model)
-    reference = options.reference and read_reference(options.reference, benchmark)
-    how = LengthControl(reference or None, **_settings(options, benchmark, found.model))
+    path = options.reference
+    reference = None if path is None else read_reference(path, benchmark)
+    how = LengthControl(reference, **_settings(options, benchmark, found.model))
     return _enough(report(benchmark, found, how), options, _given(options.annotations))
 
 
@@ -179,13 +181,7 @@ def evaluate(options: Options) -> dict[str, Any]:
         order=options.order,
         require_logprobs=options.require_logprobs,
     )
-    files = [ANSWERS, VERDICTS, PROMPTS]
-    write_lines(folder / ANSWERS, [row for _, row in read_rows(answers)])
-    write_lines(folder / PROMPTS, benchmark.rows())
-    (folder / REFERENCE).unlink(missing_ok=True)
-    if options.reference is not None:
-        write_lines(folder / REFERENCE, [row for _, row in read_rows(options.reference)])
-        files.append(REFERENCE)
+    files = _beside_verdicts(folder, benchmark, answers, options.reference)
     model = read_annotations(folder / VERDICTS, benchmark).model
     seal(folder, "alpaca_eval", judge, _settings(options, benchmark, model), files)
     results = _enough(from_bundle(folder), options, folder / VERDICTS)
@@ -194,8 +190,24 @@ def evaluate(options: Options) -> dict[str, Any]:
     return results
 
 
-def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes rows as JSON Lines."""
+def _beside_verdicts(
+    folder: Path, benchmark: Benchmark, answers: Path, reference: Path | None
+) -> list[str]:
+    """Writes into a run's folder what its numbers depend on; the names of all its files."""
+    contents: dict[str, list[Row]] = {
+        ANSWERS: [row for _, row in read_rows(answers)],
+        PROMPTS: benchmark.rows(),
+    }
+    if reference is None:
+        (folder / REFERENCE).unlink(missing_ok=True)
+    else:
+        contents[REFERENCE] = [row for _, row in read_rows(reference)]
+    for name, rows in contents.items():
+        _write(folder / name, rows)
+    return [VERDICTS, *contents]
+
+
+def _write(path: Path, rows: Iterable[Row]) -> None:
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     path.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
 

@@ -13,11 +13,12 @@ from typing import Any, Literal
 from alignment.cli import UserError
 from alignment.core.rows import read_rows
 from alignment.llm.connect import connect, open_ledger, run_rows
+from alignment.llm.ledger import Ledger
 from alignment.llm.prompts import shorten
 from alignment.llm.protocol import Sampling
 from alignment.llm.rows import Row
 from eval.annotations import Benchmark
-from eval.judge import Judge, Side, compare
+from eval.judge import Judge, PairJudge, Side, compare
 from eval.judge_files import JudgeOptions, open_judge
 from eval.official_prompt import in_chatml, is_official, with_chatml
 from eval.verdicts import TokenPreference
@@ -151,6 +152,7 @@ def judge_answers(  # noqa: PLR0913 - all named
         )
         run_rows(options, [judge.llm], rows, judged, output, total=len(said))
         identity = judge.identity()
+    _refuse_silence(output)
     return {**identity, "order": order, "official_prompt": is_official(identity)}
 
 
@@ -179,7 +181,18 @@ def votes(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _judge(options: JudgeOptions, ledger: Any, require_logprobs: bool) -> Any:
+def _refuse_silence(output: Path) -> None:
+    """Refuses verdicts of which none can be read; it shows what the judge said."""
+    rows = [row for _, row in read_rows(output)]
+    faulty = [vote for row in rows for vote in row["votes"] if vote["fault"]]
+    if faulty and all(row["preference"] is None for row in rows):
+        fault, text = faulty[0]["fault"], shorten(faulty[0]["text"])
+        raise UserError(
+            f"{output}: none of {len(faulty)} verdicts can be read; the first is {fault}: `{text}`"
+        )
+
+
+def _judge(options: JudgeOptions, ledger: Ledger, require_logprobs: bool) -> PairJudge:
     """The judge of the options; its prompt may be in AlpacaEval's own layout."""
     prompt = options.judge_prompt
     chatml = prompt is not None and in_chatml(prompt)

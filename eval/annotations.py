@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +17,8 @@ import numpy as np
 from alignment.cli import UserError
 from alignment.core.rows import read_rows
 from alignment.llm.prompts import as_text, shorten
-from alignment.llm.rows import Reject, prompt_of
+from alignment.llm.rows import Reject, Row, prompt_of
 from eval.length_control import Rows
-
-Row = Mapping[str, Any]
 
 _ANSWER = ("output_2", "output", "response")
 _BASELINE = ("baseline_output", "output_1", "output", "response")

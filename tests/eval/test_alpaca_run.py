@@ -129,6 +129,23 @@ def test_verdicts_that_cannot_be_read_are_refused_with_their_count(prompts: Path
     assert (made["n_total"], made["unjudged"], made["faults"]) == (1, 9, {"unparseable": 18})
 
 
+def test_a_judge_that_says_nothing_readable_is_told_with_its_words(prompts: Path):
+    answers = prompts.parent / "answers.jsonl"
+    answers.write_text('{"index": 0, "output": "a"}\n')
+    with pytest.raises(UserError, match=r"none of 2 verdicts can be read.*`Both are fine\.`"):
+        run(prompts, "--answers", answers, judge="babbling")
+
+
+def test_a_reference_in_the_folder_of_the_run_is_kept(prompts: Path):
+    run(prompts)
+    reference = prompts.parent / "out" / "reference.jsonl"
+    row = {"index": 0, "std_delta_len": 1.0, "instruction_difficulty": 0.0, "preference": 0.2}
+    reference.write_text(json.dumps(row) + "\n")
+    made = run(prompts, "--reference", reference, "--resume")
+    assert made["lc_note"] is None
+    assert json.loads(reference.read_text()) == row
+
+
 def test_a_bundle_and_its_verdicts_give_the_numbers_again(
     prompts: Path, capsys: pytest.CaptureFixture[str]
 ):
