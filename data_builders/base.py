@@ -170,7 +170,7 @@ def build_dataset(  # noqa: PLR0913 - all named
         rows: The input; the rows of `options.input` by default. A `Bundle` stands for several.
         needs: Columns that the input must have, as for `require_columns`.
         later: As for `run_rows`.
-        counts: What else the builder has counted, once it is through, for the report.
+        counts: What else the builder has counted, once it is through, for report and card.
 
     Raises:
         UserError: The input cannot be read or lacks a column, the output exists, or nothing came
@@ -205,7 +205,7 @@ def build_dataset(  # noqa: PLR0913 - all named
     counted = {name: dict(found) for name, found in counts().items()}
     summary |= counted
     report_file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    card = card_text(options.output, summary, options.license)
+    card = card_text(options.output, summary, options.license, counted)
     card_path(options.output).write_text(card, encoding="utf-8")
     say(f"{options.output}: {report}")
     for line in told(summary):

@@ -30,13 +30,19 @@ def card_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.README.md")
 
 
-def card_text(output: Path, summary: Mapping[str, Any], licence: str | None) -> str:
+def card_text(
+    output: Path,
+    summary: Mapping[str, Any],
+    licence: str | None,
+    counted: Mapping[str, Mapping[str, int]],
+) -> str:
     """The card of a data set.
 
     Args:
         output: The file of rows.
         summary: What `data_builders.summary.summarise` says of it.
         licence: An identifier of the Hub's, None where it is not known.
+        counted: What the builder has counted beside: name -> what -> how often.
     """
     from huggingface_hub import DatasetCardData
 
@@ -56,11 +62,16 @@ def card_text(output: Path, summary: Mapping[str, Any], licence: str | None) -> 
     )
     names = ("builder", "version", "models", "dollars", "kept", "dropped", "versions")
     data[KEY] = {"data": output.name, **{name: summary[name] for name in names}}
-    body = "\n\n".join(_sections(output, summary, licence))
+    body = "\n\n".join(_sections(output, summary, licence, counted))
     return f"---\n{data.to_yaml(line_break='')}\n---\n\n{body}\n"
 
 
-def _sections(output: Path, summary: Mapping[str, Any], licence: str | None) -> Iterator[str]:
+def _sections(
+    output: Path,
+    summary: Mapping[str, Any],
+    licence: str | None,
+    counted: Mapping[str, Mapping[str, int]],
+) -> Iterator[str]:
     maker = " ".join(summary["command"].split()[:3])
     yield f"# {output.stem}\n\nData for alignment from contrasts, made by `{maker}`."
     yield _table(("", ""), _origin(summary, licence))
@@ -68,6 +79,9 @@ def _sections(output: Path, summary: Mapping[str, Any], licence: str | None) -> 
     yield "## Rows\n\n" + _table(("rows of the input", "count"), _rows(summary))
     yield "## Statistics\n\n" + _lengths(summary["statistics"]["lengths"])
     yield _table(("", ""), _contrast(summary["statistics"]))
+    for name, found in counted.items():
+        if found:
+            yield _table((name.replace("_", " "), "count"), found.items())
     if summary["overlap"] is not None:
         yield "## Evaluation prompts\n\n" + _overlap(summary)
     yield (

@@ -249,6 +249,15 @@ def test_a_card_beside_the_data_tells_where_it_comes_from(tmp_path: Path):
     assert "| judge | none |" in card.text
 
 
+def test_what_a_builder_counts_beside_is_on_report_and_card(tmp_path: Path):
+    counted = {"ties_broken": {"best": 2}, "left_out": {}}
+    build_dataset(options(tmp_path, ROWS), kind_pair, counts=lambda: counted)
+    assert report(tmp_path)["ties_broken"] == {"best": 2}
+    card = (tmp_path / "README.md").read_text()
+    assert "| ties broken | count |\n| --- | --- |\n| best | 2 |" in card
+    assert "left out" not in card
+
+
 def test_what_is_not_known_is_called_unknown(tmp_path: Path):
     build_dataset(options(tmp_path, ROWS), kind_pair)
     card = DatasetCard.load(tmp_path / "README.md")
