@@ -178,6 +178,7 @@ def quieten() -> None:
 def say(text: str) -> None:
     """A line of a command's final report, on standard output."""
     sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def _flag(name: str) -> str:

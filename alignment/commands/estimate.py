@@ -190,6 +190,7 @@ def estimate(recipe: Recipe, options: Options) -> dict[str, Any]:
         "processes": processes,
         "zero_stage": options.zero_stage,
         "checkpointing": bool(args.gradient_checkpointing),
+        "footprint": asdict(chosen),
         "memory": memory,
         "memory_other_checkpointing": other["total"],
         "operations_per_step": operations,
