@@ -12,7 +12,7 @@ import asyncio
 import json
 import random
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,8 +74,9 @@ class Options(PairJudgeOptions, SamplingOptions, DataOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.strategies:
-            raise ValueError(f"`strategies` is empty; it takes some of {', '.join(STRATEGIES)}")
+        if not self.strategies or len({*self.strategies}) < len(self.strategies):
+            told = f"it takes some of {', '.join(STRATEGIES)}, each once"
+            raise ValueError(f"`strategies` is {' '.join(self.strategies) or 'empty'}; {told}")
         for name, quota in self.quotas.items():
             if name not in self.strategies or not isinstance(quota, int) or quota < 1:
                 known = ", ".join(self.strategies)
@@ -161,19 +162,18 @@ def builder(
         async def pair(strategy: Strategy) -> Group | Reject:
             try:
                 chosen, rejected = await contrasts.sides(strategy, prompt, sources)
-                checked = {}
-                if strategy in task.checked:
-                    verdicts = await compare(models["judge"], prompt, chosen.text, rejected.text)
-                    checked = {"contrast_check": verdicts.as_row()}
                 meta = {
                     "builder": "popalign",
                     "version": VERSION,
                     "strategy": strategy,
                     "wording": options.wording,
                     "sampling": options.sampling.settings(),
-                    **checked,
                 }
-                return pair_of(prompt, chosen, rejected, meta)
+                made = pair_of(prompt, chosen, rejected, meta)
+                if strategy not in task.checked:
+                    return made
+                verdicts = await compare(models["judge"], prompt, chosen.text, rejected.text)
+                return replace(made, meta={**made.meta, "contrast_check": verdicts.as_row()})
             except CallError as error:
                 return Reject(error.outcome, str(error), strategy=strategy)
             except Reject as error:
@@ -203,19 +203,18 @@ class Check(NamedTuple):
 
 def contrast_check(path: Path) -> dict[str, Check]:
     """How often the judge prefers the chosen side, by strategy, from the pairs of a file."""
-    pairs: dict[str, int] = {}
-    scores: dict[str, list[float | None]] = {}
+    found: dict[str, list[Row]] = {strategy: [] for strategy in STRATEGIES}
     for _, row in read_rows(path):
-        strategy = row["meta"]["strategy"]
-        pairs[strategy] = pairs.get(strategy, 0) + 1
-        if checked := row["meta"].get("contrast_check"):
-            scores.setdefault(strategy, []).append(checked["score"])
-    checks = {}
-    for strategy, count in pairs.items():
-        read = [score for score in scores.get(strategy, []) if score is not None]
-        unread = len(scores.get(strategy, [])) - len(read)
-        checks[strategy] = Check(count, len(read), unread, sum(read) / len(read) if read else None)
-    return checks
+        found[row["meta"]["strategy"]].append(row["meta"])
+    return {strategy: _checked(metas) for strategy, metas in found.items() if metas}
+
+
+def _checked(metas: list[Row]) -> Check:
+    """What the judge said of a strategy's pairs, from their `meta`."""
+    scores = [meta["contrast_check"]["score"] for meta in metas if meta.get("contrast_check")]
+    read = [score for score in scores if score is not None]
+    accuracy = sum(read) / len(read) if read else None
+    return Check(len(metas), len(read), len(scores) - len(read), accuracy)
 
 
 def main(argv: list[str]) -> None:
@@ -247,7 +246,7 @@ def report_checks(output: Path) -> None:
     """Says what each strategy gave and how often the judge agrees, and adds it to the report."""
     checks = contrast_check(output)
     for strategy, check in checks.items():
-        told = f"{strategy}: {check.pairs} pairs"
+        told = f"{strategy}: {check.pairs} pair{'s' if check.pairs > 1 else ''}"
         if check.accuracy is not None:
             told += f"; the judge prefers chosen in {check.accuracy:.1%} of {check.judged} checked"
         if check.unjudged:

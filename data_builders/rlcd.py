@@ -153,7 +153,12 @@ async def _answers(
             draw(affix.positive, affix.negative, 0),
             draw(affix.negative, affix.positive, 0),
         ]
-    return list(await asyncio.gather(*sides))
+    # Both to their end, also where one fails: a run that is repeated makes the same calls.
+    drawn = await asyncio.gather(*sides, return_exceptions=True)
+    for answer in drawn:
+        if isinstance(answer, BaseException):
+            raise answer
+    return [answer for answer in drawn if isinstance(answer, Answer)]
 
 
 class _Labels:

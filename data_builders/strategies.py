@@ -16,6 +16,7 @@ from alignment.cli import UserError, load_yaml, unknown
 from alignment.llm.engine import LLM
 from alignment.llm.prompts import Template, as_messages
 from alignment.llm.protocol import Message, Prompt, Sampling
+from alignment.llm.rows import Reject
 from data_builders.answers import AnswerFile
 from data_builders.base import PROMPTS
 from data_builders.markers import split_reply
@@ -157,7 +158,11 @@ class Contrasts:
             shown = self._said.demonstrations
             answers = [d.positive for d in shown], [d.negative for d in shown]
             return [_after_shots(plain, [d.question for d in shown], side) for side in answers]
-        last = str(plain[-1]["content"])
+        last = plain[-1]["content"]
+        if not isinstance(last, str):
+            raise Reject(
+                "bad_type", "the last message of the prompt holds something else than text"
+            )
         if strategy == "prefix":
             words = [f"{prefix}\n\n{last}" for prefix in self._said.prefix]
         else:

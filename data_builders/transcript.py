@@ -34,13 +34,15 @@ class Conversation:
         messages: The turns, the last of them not the assistant's.
 
     Raises:
-        Reject: There is no prompt, or it ends with the assistant's turn.
+        Reject: There is no prompt, it holds more than text, or it ends with the assistant's turn.
     """
 
     def __init__(self, row: Row) -> None:
         given = _given(row)
         turns = _turns(given) if isinstance(given, str) else None
         self.messages: list[Message] = list(as_messages(given) if turns is None else turns)
+        if not all(isinstance(message["content"], str) for message in self.messages):
+            raise Reject("bad_type", "a message of the prompt holds something else than text")
         self.prompt = given
         self._separator = "" if turns is None else _separator(str(given))
         if not self.messages or self.messages[-1].get("role") == "assistant":
@@ -66,7 +68,7 @@ class Conversation:
 
     def _lines(self, earlier: str) -> Iterator[str]:
         for message in self.messages:
-            role, content = message["role"], str(message["content"]).strip()
+            role, content = message["role"], message["content"].strip()
             if role not in LABELS:  # a system message has no speaker
                 yield content
             else:
@@ -102,11 +104,12 @@ def clean(text: str) -> str:
 
 def _given(row: Row) -> str | list[Message]:
     """The prompt of a row, or the beginning of a whole conversation."""
-    whole = next((row[name] for name in ("chosen", "rejected") if row.get(name)), None)
-    if "prompt" in row or "instruction" in row or not isinstance(whole, str):
-        return prompt_of(row)
-    turns = [match for match in _TURN.finditer(whole) if match[1] == LABELS["assistant"]]
-    return whole[: turns[-1].end()] if turns else whole
+    whole = row.get("chosen") or row.get("rejected")
+    if not row.get("prompt") and not row.get("instruction") and isinstance(whole, str):
+        replies = [match for match in _TURN.finditer(whole) if match[1] == LABELS["assistant"]]
+        if replies:
+            return whole[: replies[-1].end()]
+    return prompt_of(row)
 
 
 def _turns(text: str) -> list[Message] | None:

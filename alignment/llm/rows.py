@@ -126,6 +126,8 @@ def prompt_of(row: Row) -> str | list[Message]:
     if "prompt" not in row and isinstance(row.get("instruction"), str):
         return "\n\n".join(filter(None, [row["instruction"], row.get("input")]))
     prompt: str | list[Message] = column_of(row, "prompt")
+    if isinstance(prompt, str) and not prompt.strip():
+        raise Reject("no_prompt", "`prompt` is empty")
     if isinstance(prompt, str) or (isinstance(prompt, list) and all(map(_is_message, prompt))):
         return prompt
     kind = type(prompt).__name__

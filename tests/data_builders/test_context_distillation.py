@@ -7,9 +7,10 @@ import pytest
 from alignment.core.groups import group_from_row
 from data_builders.affixes import read_affixes
 from tests.data_builders.checks import builds_on, survives_a_kill, trains
+from tests.data_builders.conftest import NO, YES
 from tests.data_builders.running import build, reasons, report, write
 from tests.data_builders.test_rlcd import HH, MODEL, described, script
-from tests.llm.real_server import running, save_parrot
+from tests.llm.real_server import Served
 
 AFFIXES = read_affixes("harmlessness")
 
@@ -45,11 +46,11 @@ def test_killed_half_way_it_asks_nothing_twice_and_its_answers_train(tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_real_server_answers_under_a_system_message(tmp_path: Path):
+def test_a_real_server_answers_under_a_system_message(tmp_path: Path, yes_or_no: Served):
     rows = [{"prompt": f"question {index}"} for index in range(8)]
-    with running(save_parrot(tmp_path / "parrot", "Yes.")) as served:
-        made = builds_on(
-            *(served, tmp_path, "build", "context_distillation", "--format", "chat"),
-            *("--input", write(tmp_path / "in.jsonl", rows), "--max-tokens", 8),
-        )
-    assert [row["completion"] for row in made] == ["Yes."] * 8
+    made = builds_on(
+        *(yes_or_no, tmp_path, "build", "context_distillation", "--format", "chat"),
+        *("--input", write(tmp_path / "in.jsonl", rows), "--max-tokens", 8),
+    )
+    assert len(made) == 8
+    assert {row["completion"] for row in made} == {YES, NO}

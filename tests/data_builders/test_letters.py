@@ -2,13 +2,16 @@
 
 import asyncio
 import math
+from pathlib import Path
 
 import pytest
 
+from alignment.llm.engine import LLM
+from alignment.llm.local import LocalBackend
 from alignment.llm.program import FakeLLM
 from alignment.llm.protocol import Reply
 from alignment.llm.rows import Reject
-from data_builders.letters import OPENED, letter_preference
+from data_builders.letters import LETTERS, OPENED, letter_preference
 
 
 def test_two_scored_letters_give_their_softmax():
@@ -45,3 +48,15 @@ def test_a_reply_without_letters_is_no_preference(reply: Reply):
     with pytest.raises(Reject) as caught:
         asyncio.run(letter_preference(FakeLLM([reply]), "text", "top_logprobs", "complete"))
     assert caught.value.reason == "unjudged"
+
+
+def test_a_model_in_this_process_scores_letters(model_dir: Path):
+    """Its preference is that of its two log-probs."""
+
+    async def ask(llm: LLM) -> tuple[float, float, float]:
+        (first,), (second,) = await llm.score(f"text{OPENED}", LETTERS)
+        return await letter_preference(llm, "text", "score", "complete"), first, second
+
+    preference, first, second = asyncio.run(ask(LLM(LocalBackend(str(model_dir)))))
+    assert preference == pytest.approx(1 / (1 + math.exp(second - first)))
+    assert 0 < preference < 1

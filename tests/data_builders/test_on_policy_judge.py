@@ -9,8 +9,9 @@ from alignment.cli import UserError
 from alignment.llm.prompts import as_messages, as_text, sections
 from alignment.llm.protocol import Reply, Request
 from tests.data_builders.checks import builds_on, survives_a_kill, trains
+from tests.data_builders.conftest import NO, YES
 from tests.data_builders.running import build, reasons, rejects, report, write
-from tests.llm.real_server import running, save_parrot
+from tests.llm.real_server import Served
 from tests.llm.server import Answer, Body, last_words
 
 ANSWERS = {
@@ -128,14 +129,13 @@ def test_killed_half_way_it_asks_nothing_twice_and_its_pairs_train(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_real_server_answers_and_judges(tmp_path: Path):
+def test_a_real_server_answers(tmp_path: Path, yes_or_no: Served):
     """It draws one of two texts, so that rows end as pairs or as ties of equal texts."""
     rows = [{"prompt": f"question {i}"} for i in range(12)]
-    with running(save_parrot(tmp_path / "parrot", "Yes.", "No.")) as served:
-        made = builds_on(
-            *(served, tmp_path, "build", "on_policy_judge"),
-            *("--input", write(tmp_path / "in.jsonl", rows)),
-            *("--judge-model", MODELS[3], "--max-tokens", 8),
-        )
-    assert {(row["chosen"], row["rejected"]) for row in made} == {("Yes.", "No.")}
+    made = builds_on(
+        *(yes_or_no, tmp_path, "build", "on_policy_judge"),
+        *("--input", write(tmp_path / "in.jsonl", rows)),
+        *("--judge-model", MODELS[3], "--max-tokens", 8),
+    )
+    assert {(row["chosen"], row["rejected"]) for row in made} == {(YES, NO)}
     assert len(made) + report(tmp_path)["dropped"]["tie"] == len(rows)

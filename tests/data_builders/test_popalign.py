@@ -14,7 +14,7 @@ from data_builders.popalign import Check, Options, contrast_check
 from data_builders.strategies import STRATEGIES, read_wording
 from tests.data_builders.checks import builds_on, survives_a_kill, trains
 from tests.data_builders.running import build, reasons, rejects, report, write
-from tests.llm.real_server import running, save_parrot
+from tests.llm.real_server import Served
 from tests.llm.server import Answer, Body, last_words
 
 SAID = read_wording("general")
@@ -251,6 +251,8 @@ def test_the_judge_s_agreement_is_reported_by_strategy(
         (("--strategies", "prefix"), "the strategy `prefix` needs `model`: a model$"),
         (("--strategies", "leaderboard"), "needs `higher`: a model, or a file of its answers"),
         ((*MODEL, "--strategies", "prefx"), "expects"),
+        ((*MODEL, "--strategies", "prefix", "prefix"), "each once"),
+        ((*MODEL, "--strategies"), "`strategies` is empty"),
         ((*MODEL, "--quotas", '{"refine": 3}'), "`quotas` maps strategies"),
         ((*MODEL, "--quotas", '{"prefix": 0}'), "`quotas` maps strategies"),
         ((*MODEL, "--wording", "genral"), "unknown wording `genral`; did you mean `general`"),
@@ -314,20 +316,25 @@ def test_killed_half_way_it_asks_nothing_twice_and_its_pairs_train(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_real_server_answers_under_every_prompt(tmp_path: Path):
+def test_a_real_server_answers_under_every_prompt(tmp_path: Path, yes_or_no: Served):
     """It draws one of two texts, so that a contrast ends as a pair or as identical sides."""
-    texts = ("## Response\nYes.", "## Response\nNo.")
-    with running(save_parrot(tmp_path / "parrot", *texts)) as served:
-        made = builds_on(
-            *(served, tmp_path, "build", "popalign", "--max-tokens", 8),
-            *("--input", write(tmp_path / "in.jsonl", questions(6))),
-        )
+    made = builds_on(
+        *(yes_or_no, tmp_path, "build", "popalign", "--max-tokens", 8),
+        *("--input", write(tmp_path / "in.jsonl", questions(6))),
+    )
     elicited = [row for row in made if row["meta"]["strategy"] == "elicitive"]
     assert {row["chosen"] for row in elicited} <= {"Yes.", "No."}
     told = report(tmp_path)
     rows = [row for _, row in read_rows(tmp_path / "in.jsonl")]
     assert told["kept"] + sum(told["dropped"].values()) == len(rows)
     assert told["written"] == len(made) > 0
+
+
+def test_a_prompt_of_more_than_text_has_no_room_for_words(tmp_path: Path):
+    parts = [{"type": "text", "text": "Why?"}]
+    rows = [{"prompt": "Why?"}, {"prompt": [{"role": "user", "content": parts}]}]
+    assert len(made(tmp_path, rows, *MODEL, "--strategies", "prefix", "elicitive")) == 2
+    assert reasons(tmp_path) == ["bad_type"]
 
 
 def test_messages_are_put_to_models_as_they_are(tmp_path: Path):

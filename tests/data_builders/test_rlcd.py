@@ -17,8 +17,9 @@ from data_builders.affixes import read_affixes
 from data_builders.letters import OPENED
 from data_builders.rlcd import Options
 from tests.data_builders.checks import builds_on, survives_a_kill, trains
+from tests.data_builders.conftest import NO, YES
 from tests.data_builders.running import build, reasons, rejects, report, write
-from tests.llm.real_server import running, save_parrot
+from tests.llm.real_server import Served
 from tests.llm.server import Answer, Body, last_words
 
 AFFIXES = read_affixes("harmlessness")
@@ -275,15 +276,14 @@ def test_killed_half_way_it_asks_nothing_twice_and_its_pairs_train(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_real_server_answers_as_a_chat_model(tmp_path: Path):
+def test_a_real_server_answers_as_a_chat_model(tmp_path: Path, yes_or_no: Served):
     """It draws one of two texts, so that rows end as pairs or as identical sides."""
     prompts = [{"prompt": f"question {index}"} for index in range(12)]
-    with running(save_parrot(tmp_path / "parrot", "Yes.", "No.")) as served:
-        made = builds_on(
-            *(served, tmp_path, "build", "rlcd", "--format", "chat", "--max-tokens", 8),
-            *("--input", write(tmp_path / "in.jsonl", prompts)),
-        )
+    made = builds_on(
+        *(yes_or_no, tmp_path, "build", "rlcd", "--format", "chat", "--max-tokens", 8),
+        *("--input", write(tmp_path / "in.jsonl", prompts)),
+    )
     told = report(tmp_path)
     assert told["kept"] == len(made)
     assert told["kept"] + told["dropped"].get("identical", 0) == len(prompts)
-    assert {row["chosen"] for row in made} <= {"Yes.", "No."}
+    assert {row["chosen"] for row in made} <= {YES, NO}

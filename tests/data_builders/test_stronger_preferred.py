@@ -8,8 +8,10 @@ import pytest
 from alignment.cli import UserError
 from alignment.llm.prompts import as_messages
 from alignment.llm.protocol import CallError, Reply, Request
-from tests.data_builders.checks import survives_a_kill, trains
+from tests.data_builders.checks import builds_on, survives_a_kill, trains
+from tests.data_builders.conftest import NO, YES
 from tests.data_builders.running import build, reasons, report, write
+from tests.llm.real_server import Served
 from tests.llm.server import Answer, Body, last_words
 
 
@@ -77,3 +79,14 @@ def test_killed_half_way_it_asks_nothing_twice_and_its_pairs_train(tmp_path: Pat
     words = ("build", "stronger_preferred", "--input", write(tmp_path / "in.jsonl", rows))
     assert len(survives_a_kill(tmp_path, script, *words)) == 40
     trains(tmp_path, tmp_path / "killed" / "out.jsonl", "apo", kwargs={"variant": "down"})
+
+
+@pytest.mark.slow
+def test_a_real_server_answers(tmp_path: Path, yes_or_no: Served):
+    rows = [{"prompt": f"question {i}", "response": "Hm."} for i in range(8)]
+    made = builds_on(
+        *(yes_or_no, tmp_path, "build", "stronger_preferred", "--max-tokens", 8),
+        *("--input", write(tmp_path / "in.jsonl", rows)),
+    )
+    assert {row["chosen"] for row in made} == {YES, NO}
+    assert {row["rejected"] for row in made} == {"Hm."}

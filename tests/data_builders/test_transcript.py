@@ -39,6 +39,20 @@ def test_a_whole_conversation_of_hh_rlhf_gives_its_prompt():
     assert Conversation(row).prompt == HH
 
 
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"chosen": "no transcript"}, "no_prompt"),
+        ({"prompt": [{**USER, "content": [{"type": "image"}]}]}, "bad_type"),
+        ({"prompt": {"text": "Hi."}}, "bad_type"),
+    ],
+)
+def test_a_row_without_a_conversation_of_text_is_refused(row: dict[str, Any], reason: str):
+    with pytest.raises(Reject) as caught:
+        Conversation(row)
+    assert caught.value.reason == reason
+
+
 def test_a_system_message_stands_at_the_beginning_without_a_label():
     prompt = [{"role": "system", "content": "Be brief."}, USER]
     assert Conversation({"prompt": prompt}).as_transcript() == (

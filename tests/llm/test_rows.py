@@ -287,6 +287,7 @@ def test_prompts_and_responses_are_found_under_the_names_that_files_use():
     [
         ({"promt": "p"}, "no column `prompt`; did you mean `promt`?"),
         ({"prompt": ""}, "`prompt` is empty"),
+        ({"prompt": " \n"}, "`prompt` is empty"),
         ({"x": 1, "y": 2}, "no column `prompt`; there is x, y"),
     ],
 )
@@ -294,3 +295,10 @@ def test_a_missing_prompt_is_told_with_the_nearest_column(row: dict[str, Any], m
     with pytest.raises(Reject) as caught:
         prompt_of(row)
     assert (caught.value.reason, str(caught.value)) == ("no_prompt", message)
+
+
+@pytest.mark.parametrize("prompt", [3, True, {"role": "user"}, ["x"], [{"role": "user"}], [None]])
+def test_a_prompt_is_text_or_messages(prompt: Any):
+    with pytest.raises(Reject) as caught:
+        prompt_of({"prompt": prompt})
+    assert caught.value.reason == "bad_type"
