@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -136,20 +136,7 @@ def judge_answers(  # noqa: PLR0913 - all named
             score = made.pop("score")
             return [{**row, "preference": None if score is None else 1 + score, **made}]
 
-        rows = (
-            (
-                f"prompt {benchmark.prompts[place].name}",
-                {
-                    "index": benchmark.prompts[place].name,
-                    "instruction": benchmark.prompts[place].text,
-                    "generator_1": benchmark.baseline_name or "baseline",
-                    "generator_2": model,
-                    "output_1": benchmark.prompts[place].baseline,
-                    "output_2": said[place],
-                },
-            )
-            for place in sorted(said)
-        )
+        rows = _matches(benchmark, model, said)
         run_rows(options, [judge.llm], rows, judged, output, total=len(said))
         identity = judge.identity()
     _refuse_silence(output)
@@ -192,23 +179,38 @@ def _refuse_silence(output: Path) -> None:
         )
 
 
+def _matches(
+    benchmark: Benchmark, model: str, said: Mapping[int, str]
+) -> Iterator[tuple[str, Row]]:
+    """What is to be judged, in AlpacaEval's columns."""
+    for place in sorted(said):
+        prompt = benchmark.prompts[place]
+        row = {
+            "index": prompt.name,
+            "instruction": prompt.text,
+            "generator_1": benchmark.baseline_name or "baseline",
+            "generator_2": model,
+            "output_1": prompt.baseline,
+            "output_2": said[place],
+        }
+        yield f"prompt {prompt.name}", row
+
+
 def _judge(options: JudgeOptions, ledger: Ledger, require_logprobs: bool) -> PairJudge:
     """The judge of the options; its prompt may be in AlpacaEval's own layout."""
     prompt = options.judge_prompt
-    chatml = prompt is not None and in_chatml(prompt)
-    judge = open_judge(
-        dataclasses.replace(options, judge_prompt=None) if chatml else options, ledger
-    )
-    if require_logprobs:
-        if not isinstance(judge, Judge) or not isinstance(judge.read, TokenPreference):
-            raise UserError("`--require-logprobs` is for judges with `verdict: tokens`")
-        reader = dataclasses.replace(judge.read, required=True)
-        judge = dataclasses.replace(judge, read=reader)
-    if prompt is None or not chatml:
-        return judge
-    if not isinstance(judge, Judge):
-        raise UserError("a reward model reads no prompt file: leave out `--judge-prompt`")
-    return with_chatml(judge, prompt)
+    if prompt is None or not in_chatml(prompt):
+        judge = open_judge(options, ledger)
+    else:
+        own = dataclasses.replace(options, judge_prompt=None)
+        judge = with_chatml(open_judge(own, ledger), prompt)
+    return _requiring_logprobs(judge) if require_logprobs else judge
+
+
+def _requiring_logprobs(judge: PairJudge) -> PairJudge:
+    if not isinstance(judge, Judge) or not isinstance(judge.read, TokenPreference):
+        raise UserError("`--require-logprobs` is for judges with `verdict: tokens`")
+    return dataclasses.replace(judge, read=dataclasses.replace(judge.read, required=True))
 
 
 def _refuse_lacking(benchmark: Benchmark) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from alignment.cli import UserError
 from alignment.llm.prompts import Template
 from alignment.llm.protocol import Message
-from eval.judge import PAIRWISE_FIELDS, Judge
+from eval.judge import PAIRWISE_FIELDS, Judge, RewardJudge
 from eval.verdicts import TokenPreference
 
 OFFICIAL_DIGEST = "784227e6dc2832fc"
@@ -43,7 +43,7 @@ class ChatMLPrompt(Template):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.fields = PAIRWISE_FIELDS
-        text = read_prompt(path)
+        text = _read(path)
         self.messages = [(role, said.strip()) for role, said in _MESSAGE.findall(text)]
         lacking = [name for name in _FIELDS if f"{{{name}}}" not in text]
         if lacking or not self.messages:
@@ -65,11 +65,17 @@ class ChatMLPrompt(Template):
 
 def in_chatml(path: Path) -> bool:
     """Whether a prompt file is laid out as AlpacaEval's are."""
-    return "<|im_start|>" in read_prompt(path)
+    return "<|im_start|>" in _read(path)
 
 
-def with_chatml(judge: Judge[Any], path: Path) -> Judge[Any]:
-    """A judge that is asked by a prompt in AlpacaEval's layout and answers with its tokens."""
+def with_chatml(judge: Judge[Any] | RewardJudge, path: Path) -> Judge[Any]:
+    """A judge that is asked by a prompt in AlpacaEval's layout and answers with its tokens.
+
+    Raises:
+        UserError: The prompt cannot be used, or the judge reads none.
+    """
+    if not isinstance(judge, Judge):
+        raise UserError("a reward model reads no prompt file: leave out `--judge-prompt`")
     required = isinstance(judge.read, TokenPreference) and judge.read.required
     reader = TokenPreference(TOKENS, required)
     return dataclasses.replace(judge, template=ChatMLPrompt(path), read=reader, system=None)
@@ -80,7 +86,7 @@ def is_official(judge: Mapping[str, Any]) -> bool:
     return judge.get("prompt_digest") == OFFICIAL_DIGEST
 
 
-def read_prompt(path: str | Path) -> str:
+def _read(path: str | Path) -> str:
     """The text of a prompt file.
 
     Raises:
