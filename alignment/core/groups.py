@@ -217,10 +217,30 @@ def as_chat(group: Group) -> Group:
         return None if content is None else [{"role": role, "content": text_of(content).strip()}]
 
     responses = tuple(
-        replace(r, content=turn("assistant", r.content), prompt=turn("user", r.prompt))
+        replace(
+            _without_margins(r), content=turn("assistant", r.content), prompt=turn("user", r.prompt)
+        )
         for r in group.responses
     )
     return replace(group, prompt=turn("user", group.prompt), responses=responses)
+
+
+def _without_margins(response: Response) -> Response:
+    """A response whose spans and segments count from where its text begins, without white space."""
+    text = text_of(response.content)
+    first, length = len(text) - len(text.lstrip()), len(text.strip())
+
+    def moved(place: int) -> int:
+        return min(max(place - first, 0), length)
+
+    spans, segments = response.spans, response.segments
+    if spans is not None:
+        spans = tuple((moved(start), moved(end)) for start, end in spans)
+        spans = tuple((start, end) for start, end in spans if start < end)
+    if segments is not None:
+        moved_parts = (Segment(moved(p.start), moved(p.end), p.score) for p in segments)
+        segments = tuple(part for part in moved_parts if part.start < part.end)
+    return replace(response, spans=spans, segments=segments)
 
 
 def row_from_group(group: Group) -> dict[str, Any]:

@@ -592,6 +592,18 @@ def test_a_value_head_starts_at_zero():
     assert values.tolist() == [0.0] * 28
 
 
+def test_a_value_is_read_from_the_last_hidden_state_as_the_docs_read_it():
+    """At the last token of the answer, the one before the end of the turn."""
+    model, group = tiny_model("llama"), token_group(random.Random(0), 4, [5])
+    add_value_head(model)
+    add_scored_forward(model)
+    torch.nn.init.normal_(model.value_head.weight)
+    values = model(packed=pack([group], "shared", PAD)).token_values
+    ids = torch.tensor([[*group.prefix, *group.responses[0][:-1]]])
+    hidden = model(ids, output_hidden_states=True).hidden_states[-1][:, -1]
+    assert abs(float(values[-1] - model.value_head(hidden))) < 1e-5
+
+
 def test_counts_that_read_the_policy_are_those_of_the_forward_pass():
     model, batch, frozen = tiny_model("llama"), pack(pairs(), "shared", PAD), frozen_models()
     add_value_head(model)

@@ -5,7 +5,15 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from alignment.core.groups import Group, Response, RowError, Segment, group_from_row, row_from_group
+from alignment.core.groups import (
+    Group,
+    Response,
+    RowError,
+    Segment,
+    as_chat,
+    group_from_row,
+    row_from_group,
+)
 from alignment.core.rendering import Renderer
 from alignment.core.token_labels import segment_scores, span_marks
 
@@ -53,6 +61,21 @@ def test_a_chat_template_shifts_spans_along(tokenizer: PreTrainedTokenizerFast):
     pairs = labelled(tokenizer, group_from_row(row))
     assert joined(pairs, -1).strip() == "wrong"
     assert pairs[-1] == (tokenizer.eos_token, 0)
+
+
+def test_labels_move_along_where_a_text_becomes_a_turn():
+    """White space at the ends is taken off: two characters before `an`, one after `bad`."""
+    flagged = group_from_row(
+        {"prompt": "q", "completion": "  an answer ", "spans": [[1, 4], [0, 2]]}
+    )
+    assert as_chat(flagged).responses[0].spans == ((0, 2),)
+    parts = [
+        {"text": "  good", "score": 0},
+        {"text": " bad", "score": 1},
+        {"text": " ", "score": 2},
+    ]
+    scored = group_from_row({"prompt": "q", "segments": parts})
+    assert as_chat(scored).responses[0].segments == (Segment(0, 4, 0), Segment(4, 8, 1))
 
 
 def test_every_token_has_the_score_of_its_segment(tokenizer: PreTrainedTokenizerFast):
