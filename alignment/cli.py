@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import json
 import logging
 import sys
 import types
@@ -179,6 +180,24 @@ def say(text: str) -> None:
     """A line of a command's final report, on standard output."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def tell(document: Mapping[str, Any], to: str | None, lines: Iterable[str]) -> None:
+    """A command's report: as JSON where that is wanted, and in words.
+
+    Args:
+        document: The report.
+        to: File for the JSON; `-` is standard output, which then holds nothing else.
+        lines: The report in words.
+    """
+    text = json.dumps(document, indent=2, allow_nan=False)
+    if to == "-":
+        say(text)
+        return
+    if to is not None:
+        Path(to).write_text(text + "\n", encoding="utf-8")
+    for line in lines:
+        say(line)
 
 
 def _flag(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from alignment.cli import UserError, parse, run, say, unknown
+from alignment.cli import UserError, parse, run, tell, unknown
 from alignment.core.rows import read_rows
 from eval.coefficients import cohen_kappa, gwet_ac1, krippendorff_alpha, rogan_gladen
 from eval.labelled_pairs import FIRST, SECOND, TIE, LabelledPair, Verdicts, read_pairs
@@ -314,14 +313,7 @@ def main(argv: list[str]) -> None:
     """`alignment eval agreement`."""
     options = parse(Options, argv, "alignment eval agreement", __doc__)
     made = report(options)
-    if options.json is not None:
-        text = json.dumps(made, indent=2)
-        if options.json == "-":
-            say(text)
-            return
-        Path(options.json).write_text(text + "\n", encoding="utf-8")
-    for line in lines(made):
-        say(line)
+    tell(made, options.json, lines(made))
 
 
 def lines(made: dict[str, Any]) -> Iterator[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +27,7 @@ from eval.alpaca_report import (
     report,
 )
 from eval.annotations import Benchmark, read_annotations, read_reference
-from eval.bundle import MANIFEST, seal, unseal
+from eval.bundle import MANIFEST, seal, unseal, write_lines
 from eval.judge_files import JudgeOptions
 from eval.stats import ENOUGH_JUDGED
 
@@ -203,13 +202,8 @@ def _beside_verdicts(
     else:
         contents[REFERENCE] = [row for _, row in read_rows(reference)]
     for name, rows in contents.items():
-        _write(folder / name, rows)
+        write_lines(folder / name, rows)
     return [VERDICTS, *contents]
-
-
-def _write(path: Path, rows: Iterable[Row]) -> None:
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    path.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
 
 
 def main(argv: list[str]) -> None:

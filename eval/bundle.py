@@ -105,6 +105,12 @@ def unseal(folder: str | Path, evaluator: str) -> Bundle:
     return bundle
 
 
+def write_lines(path: Path, rows: Iterable[Row]) -> None:
+    """Writes rows as JSON Lines, for what a run has read rather than made."""
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
+
+
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,17 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from alignment.cli import UserError, parse, run, say
+from alignment.cli import UserError, parse, run, tell
 from alignment.core.rows import read_rows
 from alignment.llm.connect import connect, open_ledger, run_rows
 from alignment.llm.protocol import Message, Sampling
 from alignment.llm.rows import Row
 from eval.answers import warn_of_repetition
-from eval.bundle import MANIFEST, seal, unseal
+from eval.bundle import MANIFEST, seal, unseal, write_lines
 from eval.judge import ORDERS, Comparison, Judge, Side, Verdict, VerdictError, compare_in
 from eval.judge_files import JudgeOptions, open_judge
 from eval.judgments import TURNS, average, intervals, judged_again, read_judgments, refuse_unjudged
-from eval.questions import Answers, Question, read_answers, read_questions
+from eval.questions import Answers, Question, are_official, read_answers, read_questions
 
 logger = logging.getLogger(__name__)
 
@@ -254,14 +254,13 @@ def evaluate(options: Options) -> dict[str, Any]:
     judge = judge_all(options, questions, answers, folder / "verdicts.jsonl")
     # What was judged lies beside the verdicts, wherever it came from.
     if options.model is None:
-        rows = [row for path in files for _, row in read_rows(path)]
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (folder / "answers.jsonl").write_text(text, encoding="utf-8")
+        write_lines(folder / "answers.jsonl", [row for path in files for _, row in read_rows(path)])
     settings = {"seed": options.seed, "resamples": options.resamples}
     seal(folder, "mt_bench", judge, settings, ("answers.jsonl", "verdicts.jsonl"))
     results = {
         **summarise(folder / "verdicts.jsonl", options.seed, options.resamples),
         **{"grading": options.grading, "judge": judge, "repeated": repeated},
+        "official_questions": are_official(questions),
     }
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
@@ -306,14 +305,7 @@ def main(argv: list[str]) -> None:
         )
     if not options.allow_missing:
         refuse_unjudged(results["models"])
-    if options.json is not None:
-        text = json.dumps({"models": results["models"]}, indent=2) + "\n"
-        if options.json == "-":
-            say(text.rstrip())
-            return
-        Path(options.json).write_text(text, encoding="utf-8")
-    for line in table(results):
-        say(line)
+    tell({"models": results["models"]}, options.json, table(results))
 
 
 def table(results: Mapping[str, Any]) -> list[str]:

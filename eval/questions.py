@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -12,6 +14,9 @@ from alignment.llm.rows import Row
 
 REFERENCED = frozenset({"reasoning", "math", "coding"})
 """Categories whose judge sees a reference, where the question has one."""
+
+OFFICIAL = "923e6d2726961eca905da8fe5e799e9a677907a576e121666a347fbbaed25320"
+"""SHA-256 of ids, categories and turns of MT-Bench's 80 questions, as JSON."""
 
 Answers: TypeAlias = "Mapping[str, Mapping[str, Sequence[str]]]"
 """Model -> question id -> its answer to each turn."""
@@ -87,6 +92,13 @@ def read_answers(paths: Sequence[Path], questions: Sequence[Question]) -> Answer
     if not answers:
         raise UserError(f"{paths[0]}: the file holds no answers")
     return answers
+
+
+def are_official(questions: Sequence[Question]) -> bool:
+    """Whether these are MT-Bench's own questions, in their order."""
+    told = [[each.id, each.category, list(each.turns)] for each in questions]
+    text = json.dumps(told, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() == OFFICIAL
 
 
 def _rows(path: Path) -> Iterator[tuple[str, str, Row, tuple[str, ...]]]:

@@ -8,7 +8,6 @@ signatures that make them comparable; a metric by which pairs were built must no
 from __future__ import annotations
 
 import importlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from alignment.cli import UserError, parse, run, say
+from alignment.cli import UserError, parse, run, tell
 from alignment.core.rows import read_rows
 from alignment.llm.prompts import as_text, shorten
 from alignment.llm.rows import Reject, Row, prompt_of, response_of
@@ -307,14 +306,7 @@ def main(argv: list[str]) -> None:
     """`alignment eval translation`."""
     options = parse(Options, argv, "alignment eval translation", __doc__)
     made = report(options)
-    if options.json is not None:
-        text = json.dumps(made, indent=2)
-        if options.json == "-":
-            say(text)
-            return
-        Path(options.json).write_text(text + "\n", encoding="utf-8")
-    for line in lines(made):
-        say(line)
+    tell(made, options.json, lines(made))
 
 
 def lines(made: Mapping[str, Any]) -> Iterator[str]:

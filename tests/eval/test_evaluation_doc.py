@@ -16,7 +16,7 @@ from eval.mt_bench import FIELDS
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
-OTHERS = {"config", "no-deps", "editable", "dest"}
+OTHERS = {"config", "no-deps", "editable", "dest", "create-dirs"}
 """Options of every command, and those of other programs in the page's commands."""
 
 

@@ -12,7 +12,7 @@ from alignment.core.rows import read_rows
 from alignment.llm.prompts import as_messages, as_text, sections
 from alignment.llm.protocol import Reply, Request
 from eval.mt_bench import FIELDS, shown
-from eval.questions import Question, read_answers, read_questions
+from eval.questions import Question, are_official, read_answers, read_questions
 
 ROOT = Path(__file__).parents[2]
 CATEGORIES = (
@@ -99,6 +99,7 @@ def test_known_ratings_give_the_known_report(tmp_path: Path, capsys: pytest.Capt
     assert ends["average"] == [6.0, 6.0]
     assert "average        6.000  95% interval [6.000, 6.000]" in capsys.readouterr().out
     assert results["judge"]["prompt"] == "mt_bench_single.txt"
+    assert results["official_questions"] is False
 
 
 def test_references_are_shown_in_their_categories_and_turns_alone(tmp_path: Path):
@@ -206,6 +207,8 @@ def test_the_real_questions_and_answers_can_be_read(shared_dir: Path):
     folder = shared_dir / "data/mt_bench"
     questions = read_questions(folder / "questions.jsonl.gz", folder / "reference_answers.jsonl.gz")
     assert (len(questions), sum(bool(each.reference) for each in questions)) == (80, 30)
+    assert are_official(questions)
+    assert not are_official(questions[1:])
     given = read_answers([folder / "answers.jsonl.gz"], questions)
     assert {model: len(said) for model, said in given.items()} == dict.fromkeys(given, 80)
     assert len(given) == 8
