@@ -332,7 +332,10 @@ def test_a_real_server_answers_under_every_prompt(tmp_path: Path, yes_or_no: Ser
 
 def test_a_prompt_of_more_than_text_has_no_room_for_words(tmp_path: Path):
     parts = [{"type": "text", "text": "Why?"}]
-    rows = [{"prompt": "Why?"}, {"prompt": [{"role": "user", "content": parts}]}]
+    rows: list[dict[str, Any]] = [
+        {"prompt": "Why?"},
+        {"prompt": [{"role": "user", "content": parts}]},
+    ]
     assert len(made(tmp_path, rows, *MODEL, "--strategies", "prefix", "elicitive")) == 2
     assert reasons(tmp_path) == ["bad_type"]
 
