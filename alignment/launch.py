@@ -90,15 +90,15 @@ def main(argv: list[str]) -> None:
     own, words = split(Options, argv)
     options = parse(Options, own, "alignment train")
     path = configuration(options.launcher)
-    on_cpu = asks_for_cpu(words)
+    gpus = 0 if asks_for_cpu(words) else visible_gpus()
     kind = str(load_yaml(path).get("distributed_type", "NO"))
-    count = processes_of_machine(options, kind, path, on_cpu=on_cpu)
+    count = processes_of_machine(options, kind, path, gpus)
     os.environ[_LAUNCHED] = "1"
     # The report of torch's launcher on a failed process is replaced by ours.
     os.environ.setdefault("LOGLEVEL", "CRITICAL")
-    if on_cpu:
+    if gpus == 0:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    _start(accelerate_words(options, path, count, on_cpu=on_cpu) + words)
+    _start(accelerate_words(options, path, count, on_cpu=gpus == 0) + words)
 
 
 def configuration(name: str) -> Path:
@@ -133,42 +133,43 @@ def asks_for_cpu(words: Sequence[str]) -> bool:
     return bool(yaml.safe_load(value) if isinstance(value, str) else value)
 
 
-def processes_of_machine(options: Options, kind: str, path: Path, *, on_cpu: bool) -> int:
+def visible_gpus() -> int:
+    """GPUs that torch sees; loading it is what takes time here."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def processes_of_machine(options: Options, kind: str, path: Path, gpus: int) -> int:
     """How many processes each machine starts.
 
-    Raises:
-        UserError: The engine, the machine and the wish do not fit.
-    """
-    if on_cpu or options.processes is not None:
-        if options.gpus is not None:
-            raise UserError("`--gpus` and `use_cpu: true` exclude each other: say `--processes`")
-        if kind == "FSDP":
-            raise UserError(
-                f"{path.name} shards by FSDP, which accelerate does not do on a CPU: take zero3, "
-                "or a machine with GPUs"
-            )
-        count = options.processes or 1
-    else:
-        import torch
+    Args:
+        options: What is asked for.
+        kind: The engine, as accelerate names it.
+        path: The engine's file, for messages.
+        gpus: Those that the machine shows, 0 where the recipe stays on the CPU.
 
-        there = torch.cuda.device_count()
-        count = options.gpus or there
-        if count > there:
-            raise UserError(
-                f"{path.name} asks for {count or 'its'} GPUs and this machine shows {there}: mend "
-                "`--gpus` or CUDA_VISIBLE_DEVICES, or say `--use_cpu true --processes 2` to try"
-            )
-        if count == 0:
-            raise UserError(
-                "this machine shows no GPU: say `--use_cpu true --processes 2` to try on the CPU"
-            )
-    if kind == "NO" and count * options.nodes > 1:
-        if options.gpus or options.processes:
-            raise UserError(
-                f"{path.name} starts one process, {count * options.nodes} are wanted: take ddp"
-            )
-        count = 1
-    return count
+    Raises:
+        UserError: The three do not fit.
+    """
+    if (options.gpus or 0) > gpus:
+        raise UserError(
+            f"`--gpus {options.gpus}` is asked for, and there are {gpus} to use: mend it or "
+            "CUDA_VISIBLE_DEVICES, or say `--use_cpu true --processes 2` to try without"
+        )
+    if kind == "FSDP" and gpus == 0:
+        raise UserError(
+            f"{path.name} shards by FSDP, which accelerate does not do on a CPU: take zero3, or a "
+            "machine with GPUs"
+        )
+    wanted = options.gpus or options.processes
+    if kind == "NO":
+        if (wanted or 1) * options.nodes > 1:
+            raise UserError(f"{path.name} starts one process, more are wanted: take ddp")
+        return 1
+    if not wanted and gpus == 0:
+        raise UserError("there is no GPU to use: say how many `--processes` to try on the CPU")
+    return wanted or gpus
 
 
 def accelerate_words(options: Options, path: Path, count: int, *, on_cpu: bool) -> list[str]:

@@ -132,8 +132,8 @@ def test_the_command_line_hands_a_launcher_to_this_module(started: list[list[str
         (["--gpus", "2", "--processes", "2"], "exclude each other"),
         (["--nodes", "2", "--node_rank", "2"], "it runs from 0 to 1"),
         (["--nodes", "2"], "need `--main_address`"),
-        (["--gpus", "8"], "asks for 8 GPUs and this machine shows 4"),
-        (["--gpus", "2", "--use_cpu"], "say `--processes`"),
+        (["--gpus", "8"], "`--gpus 8` is asked for, and there are 4 to use"),
+        (["--gpus", "2", "--use_cpu"], "`--gpus 2` is asked for, and there are 0 to use"),
     ],
 )
 def test_a_wish_that_cannot_be_met_is_refused(
@@ -148,12 +148,12 @@ def test_engines_that_do_not_fit_the_machine_are_refused(
     started: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ):
     gpus(monkeypatch, 0)
-    assert "this machine shows no GPU" in refusal("--launcher", "ddp")
+    assert "there is no GPU to use: say how many `--processes`" in refusal("--launcher", "ddp")
     assert "does not do on a CPU: take zero3" in refusal(
         "--launcher", "fsdp2", "--processes", "2", "--use_cpu", "true"
     )
     gpus(monkeypatch, 2)
-    assert "starts one process, 2 are wanted" in refusal("--launcher", "single", "--gpus", "2")
+    assert "starts one process, more are wanted" in refusal("--launcher", "single", "--gpus", "2")
     assert started == []
 
 

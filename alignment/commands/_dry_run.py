@@ -42,6 +42,8 @@ def main(argv: list[str]) -> None:
     compat.ignore_renamed()
     words = [word for word in argv if word.partition("=")[0] not in ("--dry-run", "--dry_run")]
     engine, words = engine_of(words)
+    # The checks run in this process alone, which takes one GPU of several.
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     recipe = parse_recipe(words)
     _check_output(Path(recipe.training.output_dir))

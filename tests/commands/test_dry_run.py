@@ -16,6 +16,7 @@ from tests.tiny import tiny_tokenizer
 
 @pytest.fixture
 def words(tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # a dry run sets it; it is put back
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     data = tmp_path / "pairs.jsonl"
     rows = [{"prompt": f"{n} what?", "chosen": " this", "rejected": " that"} for n in range(12)]
