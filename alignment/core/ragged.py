@@ -9,11 +9,12 @@ takes the same rows with a block-sparse mask.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -21,6 +22,9 @@ from transformers.masking_utils import sdpa_mask
 from alignment.core.packing import Layout, PackedBatch, Span
 
 RAGGED, FLEX = "ragged_sdpa", "flex_attention"
+
+Spans: TypeAlias = "list[tuple[Span, Tensor | None]]"
+Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 
 
 def takes_ragged(model: PreTrainedModel) -> bool:
@@ -49,7 +53,7 @@ class SpanMask(Tensor):
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-    spans: list[tuple[Span, Tensor | None]]
+    spans: Spans
 
     @staticmethod
     def of(batch: PackedBatch, window: int | None) -> SpanMask:
@@ -87,18 +91,65 @@ def _ragged_attention(
     """SDPA, span by span where the mask says so; the signature is that of transformers."""
     if not isinstance(attention_mask, SpanMask):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    kwargs["is_causal"] = None
-    outputs = []
-    for ((first, last), (start, end)), mask in attention_mask.spans:
-        keys, values = (states[:, :, start:end] for states in (key, value))
-        if first < last:
-            keys = torch.cat([key[:, :, first:last], keys], 2)
-            values = torch.cat([value[:, :, first:last], values], 2)
-        output, _ = sdpa_attention_forward(
-            module, query[:, :, start:end], keys, values, mask, **kwargs
-        )
-        outputs.append(output)
-    return torch.cat(outputs, 1), None
+
+    def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        given = {**kwargs, "is_causal": None}
+        return sdpa_attention_forward(module, query, keys, values, mask, **given)[0]
+
+    output: Tensor = _SpanAttention.apply(  # type: ignore[no-untyped-call]
+        query, key, value, attend, attention_mask.spans
+    )
+    return output, None
+
+
+class _SpanAttention(torch.autograd.Function):
+    """Attention span by span, which keeps its inputs alone for the backward pass.
+
+    There every span is computed once more. Autograd would instead keep a copy of the prefix's keys
+    and values for each of its branches, and add up gradients in tensors of the whole row, one for
+    each span.
+    """
+
+    @staticmethod
+    def forward(  # noqa: PLR0913 - autograd takes positional arguments
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend, spans: Spans
+    ) -> Tensor:
+        ctx.attend, ctx.spans = attend, spans
+        ctx.save_for_backward(query, key, value)
+        device = query.device.type
+        ctx.autocast = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        parts = [
+            attend(query[:, :, slice(*span.own)], _seen(key, span), _seen(value, span), mask)
+            for span, mask in spans
+        ]
+        return torch.cat(parts, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        dtype, enabled = ctx.autocast
+        inputs = [tensor.detach() for tensor in ctx.saved_tensors]
+        query, key, value = inputs
+        totals = [torch.zeros_like(tensor) for tensor in inputs]
+        with torch.enable_grad(), torch.autocast(grad.device.type, dtype, enabled=enabled):
+            for span, mask in ctx.spans:
+                before, own = slice(*span.prefix), slice(*span.own)
+                length = span.prefix[1] - span.prefix[0]
+                parts = [query[:, :, own], _seen(key, span), _seen(value, span)]
+                output = ctx.attend(*(part.requires_grad_() for part in parts), mask)
+                found = torch.autograd.grad(output, parts, grad[:, own])
+                totals[0][:, :, own] = found[0]
+                for total, part in zip(totals[1:], found[1:], strict=True):
+                    total[:, :, own] += part[:, :, length:]
+                    total[:, :, before] += part[:, :, :length]
+        return *totals, None, None
+
+
+def _seen(states: Tensor, span: Span) -> Tensor:
+    """The keys or values that a span attends to: its prefix and its own."""
+    (first, last), (start, end) = span
+    own = states[:, :, start:end]
+    return torch.cat([states[:, :, first:last], own], 2) if first < last else own
 
 
 AttentionInterface.register(RAGGED, _ragged_attention)

@@ -1,0 +1,108 @@
+"""Attention span by span: the values and gradients of autograd's own, and little kept for them."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from alignment.core.packing import pack
+from alignment.core.ragged import SpanMask, Spans, _ragged_attention
+from tests.core.batches import ragged_groups
+
+HEADS, KV_HEADS, WIDTH = 4, 2, 8
+
+
+class Layer(nn.Module):
+    """What attention reads of the module that calls it."""
+
+    num_key_value_groups = HEADS // KV_HEADS
+    is_causal = True
+
+
+def masks(window: int | None) -> SpanMask:
+    return SpanMask.of(pack(ragged_groups(), "ragged", 0), window)
+
+
+def states(length: int, dtype: torch.dtype) -> list[Tensor]:
+    """Query, key and value."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(1, heads, length, WIDTH, dtype=dtype, generator=generator, requires_grad=True)
+        for heads in (HEADS, KV_HEADS, KV_HEADS)
+    ]
+
+
+def length_of(spans: Spans) -> int:
+    return max(span.own[1] for span, _ in spans)
+
+
+def expected(query: Tensor, key: Tensor, value: Tensor, spans: Spans) -> Tensor:
+    """One dense softmax over the whole row."""
+    length = query.shape[2]
+    seen = torch.zeros(length, length, dtype=torch.bool)
+    for ((first, last), (start, end)), mask in spans:
+        own = torch.ones(end - start, end - start, dtype=torch.bool).tril()
+        if mask is None:
+            seen[start:end, start:end] = own
+        else:
+            columns = [*range(first, last), *range(start, end)]
+            seen[start:end, columns] = mask[0, 0]
+    keys, values = (part.repeat_interleave(HEADS // KV_HEADS, 1) for part in (key, value))
+    scores = (query @ keys.transpose(2, 3) / WIDTH**0.5).masked_fill(~seen, -torch.inf)
+    return (scores.softmax(-1) @ values).transpose(1, 2)
+
+
+def ours(query: Tensor, key: Tensor, value: Tensor, mask: SpanMask, **kwargs: Any) -> Tensor:
+    output, _ = _ragged_attention(Layer(), query, key, value, mask, scaling=WIDTH**-0.5, **kwargs)
+    return output
+
+
+def gradients(output: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+    weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+    return torch.autograd.grad((output * weights).sum(), inputs)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_values_and_gradients_are_those_of_a_dense_softmax(window: int | None, checkpointed: bool):
+    mask = masks(window)
+    inputs = states(length_of(mask.spans), torch.float64)
+    if checkpointed:
+        output = checkpoint(ours, *inputs, mask, use_reentrant=False)
+    else:
+        output = ours(*inputs, mask)
+    dense = expected(*inputs, mask.spans)
+    assert torch.allclose(output, dense, rtol=0, atol=1e-13)
+    pairs = zip(gradients(output, inputs), gradients(dense, inputs), strict=True)
+    for found, right in pairs:
+        assert torch.allclose(found, right, rtol=0, atol=1e-12)
+
+
+def test_the_backward_pass_has_the_precision_of_the_forward_pass():
+    """Under autocast the second computation of a span is in bf16, like the first one."""
+    mask = masks(None)
+    inputs = states(length_of(mask.spans), torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = ours(*inputs, mask)
+    assert output.dtype == torch.bfloat16
+    dense = expected(*inputs, mask.spans)
+    pairs = zip(gradients(output, inputs), gradients(dense, inputs), strict=True)
+    for found, right in pairs:
+        assert found.dtype == torch.float32
+        assert float((found - right).norm() / right.norm()) < 2e-2
+
+
+def test_only_query_key_and_value_are_kept_for_the_backward_pass():
+    mask = masks(None)
+    inputs = states(length_of(mask.spans), torch.float64)
+    kept: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        ours(*inputs, mask)
+    assert sorted(kept) == sorted(tensor.data_ptr() for tensor in inputs)
