@@ -13,8 +13,8 @@ computed again for the backward pass; 2 for the reference (unless stored) and fo
 head at the response tokens alone, and twice where it is frozen, for its gradient comes with the
 forward pass; 4 for each pair of positions, width and layer of attention forward, 10 backward. They
 are counted on the largest pass and taken to grow with the tokens. Time is operations over the speed
-of a matrix product of that size on the device here, or over `--flops`; what else a step does comes
-on top.
+that layers and a head of these widths have in training on the device here, which is measured, or
+over `--flops`.
 
 Memory is that of one process. ZeRO-2 divides gradients and optimiser states, ZeRO-3 (and FSDP)
 weights and frozen models too, of which one layer at a time is whole; without ZeRO several processes
@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -54,6 +53,7 @@ from alignment.trainers.batches import choose_layout, plan_run
 from alignment.trainers.config import GroupConfig
 from alignment.trainers.footprint import Footprint, Models, build_models, trace_step
 from alignment.trainers.loading import load_tokenizer
+from alignment.trainers.speed import Speed, measured_speed
 
 _STATES = {"adamw": 2, "adamax": 2, "lion": 1, "rmsprop": 1, "adagrad": 1, "ademamix": 3}
 """Numbers that an optimiser keeps for each weight; by the beginning of its name."""
@@ -175,8 +175,15 @@ def estimate(recipe: Recipe, options: Options) -> dict[str, Any]:
     steps = steps or math.ceil(plan.steps_per_epoch * args.num_train_epochs)
     computed = tokens.plain if layout == "plain" else tokens.shared
     share = computed / plan.steps_per_epoch / processes / batch.input_ids.numel()
-    operations = chosen.operations * share
-    speed = options.flops or measured_speed(args, batch.input_ids.numel(), models.base.config)
+    operations, in_head = chosen.operations * share, chosen.head_operations * share
+    if options.flops is not None:
+        speed = Speed(options.flops, options.flops)
+    else:
+        groups = [train[index] for index in members]
+        rank = recipe.model.lora_r if recipe.model.use_peft else None
+        dtype = torch.bfloat16 if args.bf16 else models.base.dtype
+        speed = measured_speed(models.base.config, groups, rank, dtype, args.device)
+    seconds = speed.seconds(operations, in_head)
     return {
         "groups": len(train),
         "rejected": dict(train.report.rejected),
@@ -194,9 +201,9 @@ def estimate(recipe: Recipe, options: Options) -> dict[str, Any]:
         "memory": memory,
         "memory_other_checkpointing": other["total"],
         "operations_per_step": operations,
-        "operations_per_second": speed,
-        "seconds_per_step": operations / speed,
-        "seconds": steps * operations / speed,
+        "operations_per_second": operations / seconds,
+        "seconds_per_step": seconds,
+        "seconds": steps * seconds,
     }
 
 
@@ -259,23 +266,6 @@ def optimiser_bytes(name: str, found: Footprint) -> float:
     states = next((n for begin, n in _STATES.items() if begin in name), 0)
     width = found.trained / max(found.trained_count, 1)
     return states * found.trained_count * (1.0 if "8bit" in name else width)
-
-
-def measured_speed(args: GroupConfig, positions: int, config: Any) -> float:
-    """Operations per second of a product as large as a layer's, the best in half a second."""
-    config = config.get_text_config()
-    width = int(config.hidden_size)
-    inner = getattr(config, "intermediate_size", None) or 4 * width
-    dtype = torch.bfloat16 if args.bf16 else torch.float32
-    rows = min(positions, 8192)
-    left = torch.ones(rows, width, dtype=dtype, device=args.device)
-    right = torch.ones(width, int(inner), dtype=dtype, device=args.device)
-    best, until = math.inf, time.perf_counter() + 0.5
-    while math.isinf(best) or time.perf_counter() < until:
-        start = time.perf_counter()
-        (left @ right)[0, 0].item()  # reading a number waits for the device
-        best = min(best, time.perf_counter() - start)
-    return 2 * rows * width * int(inner) / best
 
 
 def _positions(lengths: Sequence[int], *, dense: bool) -> int:
@@ -351,6 +341,6 @@ def report(figures: dict[str, Any]) -> str:
     }
     width = max(map(len, rows))
     lines = [f"{name:<{width}}  {value}" for name, value in rows.items()]
-    lines.append("Tokens and steps are exact; memory and time are estimates. Time counts matrix")
-    lines.append("products at full speed: what else a step does, data and saving come on top.")
+    lines.append("Tokens and steps are exact; memory and time are estimates. Loading, reading data")
+    lines.append("and saving come on top.")
     return "\n".join(lines)

@@ -62,6 +62,7 @@ class Footprint:
         peak: Bytes of the highest moment, `gradients_at_peak` included, weights not.
         gradients_at_peak: Bytes.
         operations: Floating-point operations of the step.
+        head_operations: Those of them in the policy's head, forward passes alone.
     """
 
     weights: float
@@ -75,6 +76,7 @@ class Footprint:
     peak: int
     gradients_at_peak: int
     operations: int
+    head_operations: int
 
 
 class LiveBytes(TorchDispatchMode):
@@ -183,18 +185,9 @@ def trace_step(  # noqa: PLR0913 - everything a step depends on
             live.add(weight.grad)
     else:
         _watch_gradients(trained, live)
-    marks: list[int] = []
-    head = active_head(models.base)
-
-    def begin(*_: Any) -> None:
-        if torch.is_grad_enabled():
-            marks.extend((live.peak, live.live))
-            live.restart()
-
-    head.register_forward_pre_hook(begin)
-    head.register_forward_hook(lambda *_: marks.append(live.peak))
+    counter = FlopCounterMode(display=False, custom_mapping=UNCOUNTED)
+    head = _HeadWatch(active_head(models.base), live, counter)
     dtype = torch.bfloat16 if args.bf16 else torch.float16
-    counter = FlopCounterMode(display=False, custom_mapping=_ATTENTION)
     with _without_collector(), counter, live:
         with torch.autocast("cpu", dtype, enabled=bool(args.bf16 or args.fp16)):
             terms = scorer(policy, batch)
@@ -206,7 +199,7 @@ def trace_step(  # noqa: PLR0913 - everything a step depends on
         live.restart()
         loss.backward()
         highest = max(highest, (live.peak, live.gradients_at_peak))
-    first, kept, in_head = marks[-3:]
+    first, kept, at_head = head.marks[-3:]
     return Footprint(
         weights=sum(
             _stored(m, n, w, models.bits) for m, n, w in _own(policy) if not w.requires_grad
@@ -217,10 +210,11 @@ def trace_step(  # noqa: PLR0913 - everything a step depends on
         largest=_largest(policy, models.bits),
         gradients=sum(weight.nbytes for weight in trained),
         kept=kept - (live.gradients if accumulating else 0),
-        head=in_head - kept,
+        head=at_head - kept,
         peak=max(highest[0], first),
         gradients_at_peak=highest[1],
         operations=counter.get_total_flops(),
+        head_operations=head.operations,
     )
 
 
@@ -340,6 +334,32 @@ def _become_fake(model: nn.Module, mode: FakeTensorMode) -> None:
                     store[name] = fake(tensor)
 
 
+class _HeadWatch:
+    """What a step holds and computes while the policy's head runs.
+
+    Attributes:
+        marks: Bytes for each pass: at most and at the moment before the head, at most within it.
+        operations: Floating-point operations.
+    """
+
+    def __init__(self, head: nn.Module, live: LiveBytes, counter: FlopCounterMode) -> None:
+        self.marks: list[int] = []
+        self.operations = 0
+        self._live, self._counter = live, counter
+        head.register_forward_pre_hook(self._begin)
+        head.register_forward_hook(self._end)
+
+    def _begin(self, *_: Any) -> None:
+        self.operations -= self._counter.get_total_flops()
+        if torch.is_grad_enabled():
+            self.marks.extend((self._live.peak, self._live.live))
+            self._live.restart()
+
+    def _end(self, *_: Any) -> None:
+        self.operations += self._counter.get_total_flops()
+        self.marks.append(self._live.peak)
+
+
 @contextmanager
 def _without_collector() -> Iterator[None]:
     """What hangs in cycles of references, as checkpointing leaves it, is not freed in a step."""
@@ -398,7 +418,13 @@ def _attention_backward(_grad: Any, query: Any, key: Any, *rest: Any, **kwargs: 
     return 5 * _attention(query, key) // 2
 
 
-_ATTENTION = {
+def _product_in_place(_sum: Any, left: Any, right: Any, **__: Any) -> int:
+    return 2 * left[0] * left[1] * right[1]
+
+
+UNCOUNTED = {
+    torch.ops.aten.addmm_: _product_in_place,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
+"""Operations that torch's counter does not know."""

@@ -23,6 +23,7 @@ FOUND = Footprint(
     peak=420,
     gradients_at_peak=40,
     operations=1000,
+    head_operations=100,
 )
 
 

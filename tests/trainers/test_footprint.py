@@ -105,6 +105,7 @@ def test_operations_are_those_of_the_matrix_products(model_dir: Path):
     assert GROUP.lengths()[0] == 7
     products = 3 * 258_048 + 3 * 102_400
     assert 0.9 * products < found.operations < 1.33 * products
+    assert found.head_operations == 3 * 102_400
 
 
 def test_checkpointing_keeps_less_and_computes_more(model_dir: Path):
@@ -112,6 +113,23 @@ def test_checkpointing_keeps_less_and_computes_more(model_dir: Path):
     thin = footprint(model_dir, [GROUP] * 40, use_peft=True, checkpointing=True)
     assert thin.kept < 0.5 * whole.kept
     assert thin.operations > 1.1 * whole.operations
+
+
+def test_what_a_token_keeps_does_not_grow_with_the_group(model_dir: Path):
+    """Groups of 2 and of 8 with as many unique positions: no branch keeps a copy of its prefix."""
+
+    def kept(responses: int, groups: int) -> float:
+        group = TokenGroup.of(
+            [list(range(1, 31))] * responses,
+            [list(range(1, 31))] * responses,
+            role=[1, -1] + [0] * (responses - 2),
+            reward=[0.0] * responses,
+            weight=[1.0] * responses,
+        )
+        found = footprint(model_dir, [group] * groups, objective="sft", use_peft=True)
+        return found.kept / (groups * group.lengths()[0])
+
+    assert kept(8, 3) == pytest.approx(kept(2, 9), rel=0.03)
 
 
 @pytest.mark.parametrize("layout", ["plain", "shared", "ragged"])
