@@ -49,6 +49,7 @@ def why_not_shared(config: Any) -> str | None:
     return None
 
 
+@torch.compiler.disable  # what a batch may see is none of a compiled model's business
 def attention_mask(batch: PackedBatch, config: Any, dtype: torch.dtype) -> Mask:
     """The `attention_mask` argument for one forward pass.
 

@@ -80,6 +80,7 @@ def _span_mask(span: Span, window: int | None, device: torch.device) -> Tensor |
     return (seen if window is None else seen.triu_(keys - queries - window + 1))[None, None]
 
 
+@torch.compiler.disable  # spans differ from batch to batch
 def _ragged_attention(
     module: torch.nn.Module,
     query: Tensor,

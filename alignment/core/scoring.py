@@ -366,6 +366,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
+@torch.compiler.disable  # the head is walked in as many parts as there are tokens
 def _call_as(module: nn.Module, function: Callable[..., Any], *args: Any) -> Any:
     """Calls `function` as though it were the module's forward, so that its hooks fire."""
     original = module.__dict__.get("forward")

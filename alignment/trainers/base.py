@@ -186,7 +186,7 @@ class GroupTrainer(_BaseTrainer):
         self.scorer = Scorer(
             objective=self.objective,
             ref_model=prepare_frozen(frozen, self.accelerator),
-            unwrap=self.accelerator.unwrap_model,
+            unwrap=self.unwrap,
             meant_to_differ=ref_model is not None,
             reference_is_start=frozen is None and not is_peft_model(policy.model),
             **{name: prepare_frozen(known, self.accelerator) for name, known in others.items()},
@@ -197,6 +197,10 @@ class GroupTrainer(_BaseTrainer):
 
     def _send_telemetry(self) -> None:
         """Reports nothing: TRL's base class would tell its makers about the run."""
+
+    def unwrap(self, model: nn.Module) -> Any:
+        """A model without what engine and compiler have wrapped around it."""
+        return self.accelerator.unwrap_model(model, keep_torch_compile=False)
 
     def get_total_train_batch_size(self, args: Any) -> int:
         """Groups per optimiser step over all processes."""
@@ -259,7 +263,7 @@ class GroupTrainer(_BaseTrainer):
 
     @functools.cached_property
     def _num_parameters(self) -> int:
-        parameters = self.accelerator.unwrap_model(self.model).parameters()
+        parameters = self.unwrap(self.model).parameters()
         return sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
 
     # ---- Resuming ----
@@ -405,7 +409,7 @@ class GroupTrainer(_BaseTrainer):
         """The precision that forward passes compute in."""
         if self.args.bf16:
             return torch.bfloat16
-        model = self.accelerator.unwrap_model(self.model)
+        model = self.unwrap(self.model)
         return torch.float16 if self.args.fp16 else cast(torch.dtype, model.dtype)
 
     # ---- Evaluation, logging, saving ----
@@ -468,7 +472,7 @@ class GroupTrainer(_BaseTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Saves the policy and reads it back; no pickle and no frozen copy is part of it."""
         folder = Path(output_dir or self.args.output_dir)
-        expected = measure(self.accelerator.unwrap_model(self.model), self.accelerator)
+        expected = measure(self.unwrap(self.model), self.accelerator)
         if not self.args.should_save:
             super()._save(output_dir, state_dict)
             return

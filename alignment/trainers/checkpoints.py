@@ -89,7 +89,7 @@ class Origin:
     @classmethod
     def of(cls, trainer: GroupTrainer) -> Origin:
         """That of a trainer's own run."""
-        model = trainer.accelerator.unwrap_model(trainer.model)
+        model = trainer.unwrap(trainer.model)
         return cls(
             objective=repr(trainer.objective),
             trained="adapter" if is_peft_model(model) else "model",

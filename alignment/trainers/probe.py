@@ -118,7 +118,7 @@ def repetition(ids: Sequence[int]) -> float:
 def _whole(trainer: GroupTrainer) -> Iterator[Any]:
     """The policy as generation wants it: unwrapped, and under ZeRO-3 gathered for a while."""
     engine = trainer.model_wrapped
-    policy = trainer.accelerator.unwrap_model(engine)
+    policy = trainer.unwrap(engine)
     if not trainer.is_deepspeed_enabled or trainer.accelerator.deepspeed_plugin.zero_stage < 3:
         yield policy
         return
@@ -142,7 +142,7 @@ def _prompts(trainer: GroupTrainer) -> list[list[int]]:
 
 def _ends(trainer: GroupTrainer) -> list[int]:
     """Tokens that end an answer: the tokenizer's, and those the model was made to stop at."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = trainer.unwrap(trainer.model)
     of_model = model.generation_config.eos_token_id
     listed = of_model if isinstance(of_model, list) else [of_model]
     return sorted({trainer.processing_class.eos_token_id, *listed} - {None})

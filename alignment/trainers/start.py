@@ -86,7 +86,7 @@ def check_weights(trainer: GroupTrainer) -> None:
     for kind, model in models.items():
         if model is None:
             continue
-        weight = not_finite(trainer.accelerator.unwrap_model(model))
+        weight = not_finite(trainer.unwrap(model))
         name = next(filter(None, gather_object([weight])), None)
         if name is not None:
             raise UserError(
@@ -112,7 +112,7 @@ def check_layout(trainer: GroupTrainer) -> None:
     bound = LOGP_TOLERANCE[trainer.precision]
     own = _largest(head_difference(model, longest, pad_token_id))
     if own > bound:
-        kind = trainer.accelerator.unwrap_model(model).config.model_type
+        kind = trainer.unwrap(model).config.model_type
         raise UserError(
             f"log-probs from the head of `{kind}` differ by {own:.3g} nats (bound {bound:g}) from "
             "those of its own logits: the architecture does more to its logits than is known here"

@@ -122,7 +122,7 @@ class Watch:
                 "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8"
             )
         values = sorted({str(row["value"]) for row in rows})
-        broken = gather_object([not_finite(trainer.accelerator.unwrap_model(trainer.model))])
+        broken = gather_object([not_finite(trainer.unwrap(trainer.model))])
         weight = next(filter(None, broken), None)
         cause = "usually helps: a lower `learning_rate`, `max_grad_norm: 1`, bf16 instead of fp16"
         if weight is not None:

@@ -112,7 +112,7 @@ def logged(trainer: GroupTrainer, name: str = "loss") -> list[float]:
 
 def trained_weights(trainer: GroupTrainer) -> Tensor:
     """All trainable weights as one vector."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = trainer.unwrap(trainer.model)
     return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
 
 
