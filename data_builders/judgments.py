@@ -112,10 +112,11 @@ def records(rows: Iterator[Named]) -> Iterator[Named]:
     """
     for name, row in rows:
         data = row.get("data", row)
-        if not isinstance(data, Mapping) or "questions" not in data:
+        questions = data.get("questions") if isinstance(data, Mapping) else None
+        if not isinstance(questions, list) or not all(isinstance(q, Mapping) for q in questions):
             yield name, row
             continue
-        for number, question in enumerate(data["questions"]):
+        for number, question in enumerate(questions):
             yield f"{name}, question {number}", {"passage": data.get("passage"), **question}
 
 
@@ -216,7 +217,8 @@ class _Judging:
             Reject: The row cannot be used, or the judge's words are a placeholder for an error.
             CallError: A model gave no answer.
         """
-        meta: dict[str, Any] = {"builder": "judgments", "version": VERSION}
+        seed = self.options.seed
+        meta: dict[str, Any] = {"builder": "judgments", "version": VERSION, "seed": seed}
         if not models:
             record = read_record(row)
             meta |= {"models": {"response": record.model}, "on_policy": {"response": False}}
@@ -285,13 +287,13 @@ def _top_ranked(row: Row) -> Row:
         prompt = "\n\n".join(filter(None, [passage, row["question"]]))
         critiques = feedback.get("critiques") or []
         words = " ".join(critique["text"].strip() for critique in critiques) or None
-        refined = critiques[-1].get("refinement", "") if critiques else None
+        refined = not critiques or (critiques[-1].get("refinement") or "").strip()
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         told = f"a question with rankings, answers and critiques was expected: {error!r}"
         raise Reject("bad_type", told) from None
     if feedback.get("skip"):
         raise Reject("skipped", "whoever was to judge the answer skipped it")
-    if refined is not None and not refined.strip():
+    if not refined:
         raise Reject("no_refinement", "the answer was criticised, but not refined")
     return {"prompt": prompt, "response": best.get("answer"), "judgment": words}
 

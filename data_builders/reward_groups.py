@@ -227,7 +227,10 @@ def _given(row: Row) -> Group:
         group = group_from_row(row)
     except RowError as error:
         raise Reject(error.reason, str(error)) from None
-    return replace(group, meta={**_meta(len(group.responses), on_policy=False), **group.meta})
+    # A group that this builder has written before goes on saying where its answers come from.
+    told = group.meta.get("on_policy") if group.meta.get("builder") == "reward_groups" else None
+    on_policy = isinstance(told, list) and bool(told) and all(told)
+    return replace(group, meta={**group.meta, **_meta(len(group.responses), on_policy=on_policy)})
 
 
 def _meta(answers: int, *, on_policy: bool, **more: Any) -> dict[str, Any]:

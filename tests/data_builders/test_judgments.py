@@ -60,7 +60,9 @@ def critiqued(*answers: dict[str, Any], rankings: list[int]) -> dict[str, Any]:
     return {"data": {"passage": {"text": "A story."}, "questions": [question]}}
 
 
-def criticised(answer: str, *texts: str, refinement: str = "better", **more: Any) -> dict[str, Any]:
+def criticised(
+    answer: str, *texts: str, refinement: str | None = "better", **more: Any
+) -> dict[str, Any]:
     critiques = [{"text": text, "refinement": refinement} for text in texts]
     return {"answer": answer, "feedback": {"rating": 3, "critiques": critiques, **more}}
 
@@ -86,6 +88,7 @@ def test_a_summary_without_critiques_has_no_fault():
     [
         (criticised("a", "wrong", refinement=""), "no_refinement"),
         (criticised("a", "wrong", skip=True), "skipped"),
+        (criticised("a", "wrong", refinement=None), "no_refinement"),
         (criticised("", "wrong"), "no_response"),
         ({"answer": "a"}, "bad_type"),
     ],
@@ -94,6 +97,13 @@ def test_a_summary_that_cannot_be_used_says_why(answer: dict[str, Any], reason: 
     with pytest.raises(Reject) as caught:
         taken_apart(critiqued(answer, rankings=[1]))
     assert caught.value.reason == reason
+
+
+def test_questions_that_are_none_are_a_row_without_a_judgment():
+    for questions in (None, "what", ["what"]):
+        with pytest.raises(Reject) as caught:
+            taken_apart({"data": {"questions": questions}})
+        assert caught.value.reason == "no_judgment"
 
 
 def test_each_question_about_a_passage_is_a_row_with_a_name():

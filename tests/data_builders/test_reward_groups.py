@@ -195,6 +195,20 @@ def test_ties_are_drawn_by_the_seed_and_counted(tmp_path: Path):
     assert len(set(sides[0])) == 4
 
 
+def test_a_group_that_was_written_before_is_paired_with_what_it_said(tmp_path: Path):
+    words = (*ASK, "--model", f"{HERE}.writer", "--principles", "false")
+    first = run(tmp_path / "groups", [{"prompt": "Say."}], *words)
+    (pair,) = run(tmp_path / "pairs", first, "--pairs", "best_worst")
+    assert (pair["score_chosen"], pair["score_rejected"]) == (4.0, 1.0)
+    assert pair["meta"]["on_policy"] == {"chosen": True, "rejected": True}
+    assert pair["meta"]["judged"] == first[0]["meta"]["judged"]
+    foreign = given(1, 2, rewards=[1, 2], meta={"builder": "mine", "on_policy": 3, "kept": "x"})
+    (pair,) = run(tmp_path / "foreign", [foreign], "--pairs", "best_worst")
+    assert pair["meta"]["builder"] == "reward_groups"
+    assert pair["meta"]["on_policy"] == {"chosen": False, "rejected": False}
+    assert pair["meta"]["kept"] == "x"
+
+
 def test_a_run_is_the_same_twice_byte_for_byte(tmp_path: Path):
     rows = [{"prompt": f"Say {i}."} for i in range(10)]
     made = []
