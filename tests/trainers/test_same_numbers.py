@@ -77,8 +77,6 @@ def recipe(folder: Path, name: str, method: str, **changes: Any) -> str:
         "max_steps": STEPS,
         "global_batch_size": 5,
         "learning_rate": 0.01,
-        "optim": "sgd",
-        "lr_scheduler_type": "linear",
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",
@@ -94,8 +92,9 @@ def recipe(folder: Path, name: str, method: str, **changes: Any) -> str:
 def recipes(folder: Path, engine: str) -> list[str]:
     """One of each method; the first is saved half way and gone on with from there."""
     saved = {"save_strategy": "steps", "save_steps": HALF}
+    probe = {"probe_steps": HALF, "probe_prompts": 2, "probe_max_new_tokens": 4}
     found = [recipe(folder, f"{engine}-{name}", name) for name in METHODS]
-    found[0] = recipe(folder, f"{engine}-apo", "apo", **saved)
+    found[0] = recipe(folder, f"{engine}-apo", "apo", **saved, **probe)
     last = str(folder / f"{engine}-apo" / f"checkpoint-{HALF}")
     resumed = recipe(folder, f"{engine}-resumed", "apo", resume_from_checkpoint=last)
     return [*found, resumed]
@@ -151,9 +150,9 @@ def several(one: Path) -> Callable[[str], Path]:
     return start
 
 
-def losses(folder: Path, name: str) -> list[float]:
+def logged(folder: Path, name: str, metric: str = "loss") -> list[float]:
     lines = (folder / name / "metrics.jsonl").read_text().splitlines()
-    return [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
+    return [entry[metric] for entry in map(json.loads, lines) if metric in entry]
 
 
 def weights(folder: Path) -> Tensor:
@@ -167,8 +166,8 @@ def test_two_processes_give_the_numbers_of_one(
     engine: str, method: str, several: Callable[[str], Path]
 ):
     folder = several(engine)
-    name, expected = f"{engine}-{method}", losses(folder, f"one-{method}")
-    found = losses(folder, name)
+    name, expected = f"{engine}-{method}", logged(folder, f"one-{method}")
+    found = logged(folder, name)
     assert len(expected) == STEPS
     difference = max(abs(a - b) for a, b in zip(found, expected, strict=True))
     start, end = weights(folder / f"start-{method}"), weights(folder / f"one-{method}")
@@ -182,12 +181,21 @@ def test_two_processes_give_the_numbers_of_one(
     assert away < DISTANCE
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_probe_sees_the_answers_of_one_process(engine: str, several: Callable[[str], Path]):
+    folder = several(engine)
+    for metric in ("probe/stop_rate", "probe/length", "probe/repetition"):
+        found, expected = (logged(folder, f"{name}-apo", metric) for name in (engine, "one"))
+        assert len(expected) == 3
+        assert found == expected
+
+
 @pytest.mark.parametrize("engine", ["one", *ENGINES])
 def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(
     engine: str, one: Path, several: Callable[[str], Path]
 ):
     folder = one if engine == "one" else several(engine)
-    assert losses(folder, f"{engine}-resumed") == losses(folder, f"{engine}-apo")[HALF:]
+    assert logged(folder, f"{engine}-resumed") == logged(folder, f"{engine}-apo")[HALF:]
     whole, resumed = (folder / f"{engine}-{name}" / ADAPTER for name in ("apo", "resumed"))
     assert whole.read_bytes() == resumed.read_bytes()
 
