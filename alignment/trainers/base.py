@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
@@ -19,7 +18,6 @@ from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.base_trainer import _BaseTrainer
@@ -27,7 +25,7 @@ from trl.trainer.base_trainer import _BaseTrainer
 from alignment.cli import UserError
 from alignment.core.packing import PackedBatch, TokenGroup, pack
 from alignment.core.ragged import without_padding
-from alignment.core.scoring import REFERENCE_ADAPTER, Scorer, add_scored_forward
+from alignment.core.scoring import Scorer, add_scored_forward
 from alignment.objectives import load_objective
 from alignment.objectives.base import Objective, Progress
 from alignment.trainers.batches import choose_layout, plan_evaluation, plan_loader, plan_run
@@ -40,28 +38,18 @@ from alignment.trainers.callbacks import (
     TokenProgress,
 )
 from alignment.trainers.checkpoints import (
-    WRITTEN,
     check_origin,
-    remove_leftovers,
-    replacing,
     resolve,
     whole_checkpoint,
 )
 from alignment.trainers.config import GroupConfig
 from alignment.trainers.loading import load_policy, load_tokenizer, prepare_frozen
 from alignment.trainers.metrics import MeanLedger, pop_loss, response_metrics, term_means
-from alignment.trainers.out_of_memory import SplittingStep, try_largest_bin
+from alignment.trainers.out_of_memory import SplittingStep
 from alignment.trainers.probe import Probe
 from alignment.trainers.rows import preparation, prepared, prepared_splits
-from alignment.trainers.saved_weights import check_saved, measure
-from alignment.trainers.start import (
-    check_can_save,
-    check_layout,
-    check_same_data,
-    check_weights,
-    run_preflight,
-    store_reference,
-)
+from alignment.trainers.saved_weights import save_checked
+from alignment.trainers.start import prepare_start
 from alignment.trainers.teacher import Frozen, check_frozen, load_frozen
 from alignment.trainers.watching import Watch
 
@@ -373,27 +361,14 @@ class GroupTrainer(_BaseTrainer):
     # ---- Hooks around the steps ----
 
     def before_training(self) -> None:
-        """Checks the layout, fills the stored reference and runs the preflight.
+        """Does all that comes between the engine's wrapping and the first step.
 
         Raises:
             UserError: Something is inconsistent; training must not start.
         """
         if self.state.global_step:  # one process goes on counting where all together stopped
             self.tokens_seen = self.consumed.tokens if self.is_world_process_zero() else 0
-        if self.is_world_process_zero():
-            remove_leftovers(Path(self.args.output_dir))
-        check_can_save(self)
-        check_same_data(self)
-        check_weights(self)
-        with self.compute_loss_context_manager():
-            check_layout(self)
-            if self.args.precompute_ref_log_probs and "reference" in self.objective.needs:
-                store_reference(self)
-                self.callback_handler.train_dataloader.dataset.groups = self.train_dataset
-            if self.args.preflight and self.state.global_step == 0:
-                run_preflight(self)
-        if self.args.world_size > 1:
-            try_largest_bin(self)
+        prepare_start(self)
 
     def step_ended(self) -> None:
         """Gives the objective the statistics of the whole optimiser step."""
@@ -471,17 +446,4 @@ class GroupTrainer(_BaseTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Saves the policy and reads it back; no pickle and no frozen copy is part of it."""
-        folder = Path(output_dir or self.args.output_dir)
-        expected = measure(self.unwrap(self.model), self.accelerator)
-        if not self.args.should_save:
-            super()._save(output_dir, state_dict)
-            return
-        staged = folder / WRITTEN
-        with replacing(folder, staged, Path(self.args.output_dir)):
-            super()._save(str(staged), state_dict)
-            (staged / TRAINING_ARGS_NAME).unlink()
-            shutil.rmtree(staged / REFERENCE_ADAPTER, ignore_errors=True)
-            check_saved(staged, expected, learned=self._has_learned())
-
-    def _has_learned(self) -> bool:
-        return any(entry.get("learning_rate", 0.0) > 0 for entry in self.state.log_history)
+        save_checked(self, super()._save, Path(output_dir or self.args.output_dir), state_dict)

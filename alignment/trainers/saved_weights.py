@@ -7,9 +7,10 @@ What lies in memory is measured where it lies, shard by shard, so that a fault i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -17,8 +18,14 @@ from accelerate.utils import is_peft_model
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from alignment.cli import UserError
+from alignment.core.scoring import REFERENCE_ADAPTER
+from alignment.trainers.checkpoints import WRITTEN, replacing
+
+if TYPE_CHECKING:
+    from alignment.trainers.base import GroupTrainer
 
 SAME = 1e-6
 """Relative difference of two sums over the same numbers in another order."""
@@ -27,6 +34,36 @@ CAST = 1e-2
 """The same, where the file holds another precision than the model."""
 
 _REMEDY = "nothing was replaced: resume from the last checkpoint, and report this with the versions"
+
+
+def save_checked(
+    trainer: GroupTrainer, save: Callable[[str, Any], None], folder: Path, state_dict: Any
+) -> None:
+    """Saves the policy aside, reads it back, and moves it to its place if it is as in memory.
+
+    No pickle and no frozen copy of an adapter is part of it.
+
+    Args:
+        trainer: Whose policy it is; all of its processes take part.
+        save: Saves to a folder, given the weights that an engine has gathered.
+        folder: The place.
+        state_dict: Those weights, or None.
+
+    Raises:
+        UserError: It is not as in memory, or could not be written; nothing is replaced.
+    """
+    args = trainer.args
+    expected = measure(trainer.unwrap(trainer.model), trainer.accelerator)
+    if not args.should_save:
+        save(str(folder), state_dict)
+        return
+    learned = any(entry.get("learning_rate", 0.0) > 0 for entry in trainer.state.log_history)
+    with replacing(folder, folder / WRITTEN, Path(args.output_dir)):
+        staged = folder / WRITTEN
+        save(str(staged), state_dict)
+        (staged / TRAINING_ARGS_NAME).unlink()
+        shutil.rmtree(staged / REFERENCE_ADAPTER, ignore_errors=True)
+        check_saved(staged, expected, learned=learned)
 
 
 class Measured(NamedTuple):

@@ -22,6 +22,8 @@ from alignment.core.preflight import LOGP_TOLERANCE, Preflight, head_difference,
 from alignment.core.reference import ReferenceStore, WithReference, missing
 from alignment.core.scoring import evaluating, policy_logps
 from alignment.data import default_reference_folder
+from alignment.trainers.checkpoints import remove_leftovers
+from alignment.trainers.out_of_memory import try_largest_bin
 from alignment.trainers.watching import not_finite
 
 if TYPE_CHECKING:
@@ -34,6 +36,29 @@ _COMPARED = 64
 
 _ENTRIES_PER_WRITE = 32
 """Rows of stored reference that a crash may cost."""
+
+
+def prepare_start(trainer: GroupTrainer) -> None:
+    """Checks data, weights and layout, fills the stored reference and runs the preflight.
+
+    Raises:
+        UserError: Something is inconsistent; training must not start.
+    """
+    args = trainer.args
+    if trainer.is_world_process_zero():
+        remove_leftovers(Path(args.output_dir))
+    check_can_save(trainer)
+    check_same_data(trainer)
+    check_weights(trainer)
+    with trainer.compute_loss_context_manager():
+        check_layout(trainer)
+        if args.precompute_ref_log_probs and "reference" in trainer.objective.needs:
+            store_reference(trainer)
+            trainer.callback_handler.train_dataloader.dataset.groups = trainer.train_dataset
+        if args.preflight and trainer.state.global_step == 0:
+            run_preflight(trainer)
+    if args.world_size > 1:
+        try_largest_bin(trainer)
 
 
 def check_same_data(trainer: GroupTrainer) -> None:
