@@ -19,7 +19,7 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -242,8 +242,10 @@ def whole_checkpoint(trainer: GroupTrainer, folder: Path) -> Iterator[Path]:
 
 
 def _merge(staged: Path, final: Path) -> None:
+    if (final / MANIFEST).exists():
+        return  # a shared disk that tells late of what was renamed
     shutil.rmtree(final, ignore_errors=True)
-    with suppress(FileNotFoundError):  # a shared disk may tell late that it was renamed
+    with suppress(FileNotFoundError):
         os.rename(staged, final)
 
 
@@ -309,11 +311,13 @@ def damage(folder: Path) -> str | None:
         return f"no such folder: {folder}"
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files, resumable = content["files"], content["resumable"]
+        Origin(**content["origin"])
     except FileNotFoundError:
         return f"it has no {MANIFEST}, so it was not finished, or not written by this project"
-    except (OSError, ValueError):
-        return f"its {MANIFEST} cannot be read"
-    for name, (size, checksum) in content["files"].items():
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"its {MANIFEST} cannot be read, or another version wrote it"
+    for name, (size, checksum) in files.items():
         path = folder / name
         if not path.is_file():
             return f"its file {name} is missing"
@@ -322,7 +326,7 @@ def damage(folder: Path) -> str | None:
             return f"its file {name} has {now} bytes and was written with {size}"
         if now_checksum != checksum:
             return f"its file {name} is not what was written: another checksum"
-    if not content["resumable"]:
+    if not resumable:
         return "it holds weights alone (`save_only_model`), and no optimiser to go on with"
     return None
 
@@ -410,8 +414,7 @@ def _offer(folder: Path) -> str:
 
 
 def _origin(folder: Path) -> Origin:
-    stored = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["origin"]
-    return Origin(**{field.name: stored[field.name] for field in fields(Origin)})
+    return Origin(**json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["origin"])
 
 
 def _engine(trainer: GroupTrainer) -> str:

@@ -192,7 +192,14 @@ def garbled(folder: Path) -> str:
     return f"its {MANIFEST} cannot be read"
 
 
-@pytest.mark.parametrize("spoil", [truncate, flip, remove, unfinished, garbled])
+def foreign(folder: Path) -> str:
+    content = json.loads((folder / MANIFEST).read_text())
+    del content["origin"]["engine"]
+    (folder / MANIFEST).write_text(json.dumps(content))
+    return f"its {MANIFEST} cannot be read, or another version wrote it"
+
+
+@pytest.mark.parametrize("spoil", [truncate, flip, remove, unfinished, garbled, foreign])
 def test_a_damaged_checkpoint_is_named_and_the_last_good_one_offered(
     spoil: Callable[[Path], str], copied: Path, caplog: pytest.LogCaptureFixture
 ):
