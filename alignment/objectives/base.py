@@ -547,6 +547,12 @@ def token_means(values: Tensor, counts: Tensor, terms: GroupTerms, scale: float 
     return LossTerm(sums, sizes, scale)
 
 
+def response_means(values: Tensor, counts: Tensor, members: Tensor, terms: GroupTerms) -> LossTerm:
+    """The mean of per-response `values` (R,) over `counts` (R,), of `members` (R,) only."""
+    sums, sizes = (torch.where(members, part, 0.0) for part in (values, counts))
+    return LossTerm(sum_responses(sums, terms), sum_responses(sizes, terms))
+
+
 def places(terms: GroupTerms) -> Tensor:
     """(R,) int64, the place of each response in its group, in the order of the data from 0."""
     sizes = torch.bincount(terms.group_of_response, minlength=terms.num_groups)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from alignment.objectives.base import (
     GroupTerms,
-    LossTerm,
     Mean,
     Need,
     Objective,
@@ -19,7 +18,7 @@ from alignment.objectives.base import (
     check_range,
     count_tokens,
     log_complement,
-    sum_responses,
+    response_means,
     sum_tokens,
     twin_tokens,
 )
@@ -91,15 +90,15 @@ class CUT(Objective):
         tokens = count_tokens(terms)
         if self.normalisation == "release":
             loss_terms = (
-                _mean(nll, tokens, positive, terms),
-                _mean(contrast, tokens, is_judged, terms),
+                response_means(nll, tokens, positive, terms),
+                response_means(contrast, tokens, is_judged, terms),
             )
         else:
             contrast = torch.where(is_judged, contrast, nll)
             one = torch.ones_like(tokens)
             loss_terms = (
-                _mean(nll / tokens, one, positive, terms),
-                _mean(contrast / tokens, one, positive, terms),
+                response_means(nll / tokens, one, positive, terms),
+                response_means(contrast / tokens, one, positive, terms),
             )
         return ObjectiveOutput(
             terms=loss_terms,
@@ -126,12 +125,6 @@ def _records(terms: GroupTerms) -> tuple[Tensor, Tensor]:
     positive = torch.ones_like(is_judged)
     positive[terms.twin[is_judged]] = False
     return positive, is_judged
-
-
-def _mean(values: Tensor, counts: Tensor, members: Tensor, terms: GroupTerms) -> LossTerm:
-    """The mean of responses' `values` (R,) over `counts` (R,), members only."""
-    sums, sizes = (torch.where(members, part, 0.0) for part in (values, counts))
-    return LossTerm(sum_responses(sums, terms), sum_responses(sizes, terms))
 
 
 def _guarded(logps: Tensor) -> Tensor:

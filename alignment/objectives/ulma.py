@@ -11,7 +11,6 @@ from torch.nn.functional import logsigmoid
 
 from alignment.objectives.base import (
     GroupTerms,
-    LossTerm,
     Mean,
     Need,
     Objective,
@@ -19,8 +18,8 @@ from alignment.objectives.base import (
     check_range,
     count_tokens,
     mean_tokens,
+    response_means,
     reward_labels,
-    sum_responses,
     sum_tokens,
 )
 
@@ -76,8 +75,8 @@ class ULMA(Objective):
         else:
             preference = (labels - logits).square()
         shown, sizes = self._demonstration(terms, logits)
-        learnt = _mean(shown, sizes, is_demonstration, terms)
-        preferred = _mean(preference, one, ~is_demonstration, terms)
+        learnt = response_means(shown, sizes, is_demonstration, terms)
+        preferred = response_means(preference, one, ~is_demonstration, terms)
         rewards = (logits - self.constant).detach().sigmoid()
         return ObjectiveOutput(
             terms=(learnt, preferred),
@@ -117,9 +116,3 @@ class ULMA(Objective):
             return -logsigmoid(logits), one
         factor = self.beta if self.demonstration == "beta_logloss" else 1.0
         return -factor * mean_tokens(terms.logps, terms), one
-
-
-def _mean(values: Tensor, counts: Tensor, members: Tensor, terms: GroupTerms) -> LossTerm:
-    """The mean of responses' `values` (R,) over `counts` (R,), members only."""
-    sums, sizes = (torch.where(members, part, 0.0) for part in (values, counts))
-    return LossTerm(sum_responses(sums, terms), sum_responses(sizes, terms))
