@@ -22,6 +22,8 @@ from eval.stats import ENOUGH_JUDGED, bootstrap_mean
 LABELS = (TIE, FIRST, SECOND)
 _MEASURES = ("apparent", "sensitivity", "specificity", "corrected", "corrected_ci")
 _SCORES = {FIRST: 1.0, TIE: 0.5, SECOND: 0.0}
+_MEANS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""What the mean score of two orders can be."""
 
 
 @dataclass(kw_only=True)
@@ -191,18 +193,14 @@ def corrected_win_rate(
         `apparent`, `sensitivity`, `specificity`, `corrected` and `corrected_ci`; the last two None
         where the judge tells nothing, or an interval reaches such judges.
     """
-    cells = Counter(
-        (pair.label, _SCORES[said])
-        for pair in pairs
-        for said in _said(pair.judges[judge])
-        if said is not None
-    )
-    table = np.array([[cells[label, score] for score in (0.0, 0.5, 1.0)] for label in LABELS])
+    # Both orders of a pair are one observation: they were not judged independently.
+    cells = Counter((pair.label, _score(pair.judges[judge])) for pair in pairs)
+    table = np.array([[cells[label, score] for score in _MEANS] for label in LABELS])
     rng = np.random.default_rng(seed)
     n = int(table.sum())
     if n == 0 or not table[1:].sum(axis=1).all():
         return dict.fromkeys(_MEASURES)
-    drawn = rng.multinomial(n, table.ravel() / n, size=resamples).reshape(-1, 3, 3)
+    drawn = rng.multinomial(n, table.ravel() / n, size=resamples).reshape(-1, *table.shape)
     tables = np.concatenate([table[None], drawn]).astype(float)  # (1 + resamples, labels, scores)
     if scores is None:
         apparent = _mean_score(tables.sum(axis=1))
@@ -296,14 +294,20 @@ def _said(verdicts: Verdicts) -> Iterator[int | None]:
         yield verdicts.swapped
 
 
+def _score(verdicts: Verdicts) -> float | None:
+    """The mean score of the orders that could be read, None where none could."""
+    scores = [_SCORES[said] for said in _said(verdicts) if said is not None]
+    return fmean(scores) if scores else None
+
+
 def _share_right(label: int, verdicts: Verdicts) -> float:
     return fmean(said == label for said in _said(verdicts))
 
 
 def _mean_score(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The mean of scores 0, 0.5 and 1 that stand for the last axis's three counts."""
+    """The mean of the scores `_MEANS` that the last axis counts."""
     totals = counts.sum(axis=-1)
-    sums = counts @ np.array([0.0, 0.5, 1.0])
+    sums = counts @ np.array(_MEANS)
     means = np.full(np.shape(totals), np.nan)
     np.divide(sums, totals, out=means, where=totals > 0)
     return means

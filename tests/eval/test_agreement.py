@@ -130,6 +130,20 @@ def test_the_corrected_interval_covers_the_truth_about_as_often_as_it_says():
     assert 88 <= covered <= 100
 
 
+def test_two_orders_of_a_pair_are_one_observation():
+    """Asked twice, a judge that repeats itself measures no more than asked once."""
+    once: list[LabelledPair] = []
+    twice: list[LabelledPair] = []
+    for label, first in [(1, 1)] * 20 + [(1, 2)] * 5 + [(2, 2)] * 12 + [(2, 1)] * 8:
+        once.append(pair(label, first))
+        twice.append(pair(label, first, swapped=first, both=True))
+    one, two = (corrected_win_rate(rows, "j", None, 0, 200) for rows in (once, twice))
+    assert one == two
+    split = [pair(1, 1, swapped=2, both=True)] * 4 + [pair(2, 2, swapped=None, both=True)] * 4
+    made = corrected_win_rate(split, "j", None, seed=0, resamples=50)
+    assert (made["apparent"], made["sensitivity"], made["specificity"]) == (0.25, 0.5, 1.0)
+
+
 def test_a_judge_who_tells_nothing_corrects_nothing():
     rows = [pair(1, 1), pair(1, 2), pair(2, 1), pair(2, 2)]
     made = corrected_win_rate(rows, "j", None, seed=0, resamples=50)
