@@ -154,7 +154,9 @@ def _measure(words: list[str]) -> Figures:
 
 def lines(found: dict[str, Figures]) -> list[tuple[str, ...]]:
     """The cells of the table, header first."""
-    rows = [("", "MB said", "MB found", "said / found", "s said", "s found", "said / found")]
+    rows: list[tuple[str, ...]] = [
+        ("", "MB said", "MB found", "said / found", "s said", "s found", "said / found")
+    ]
     for name, figures in found.items():
         rows.append(
             (

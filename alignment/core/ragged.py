@@ -97,9 +97,7 @@ def _ragged_attention(
         given = {**kwargs, "is_causal": None}
         return sdpa_attention_forward(module, query, keys, values, mask, **given)[0]
 
-    output: Tensor = _SpanAttention.apply(  # type: ignore[no-untyped-call]
-        query, key, value, attend, attention_mask.spans
-    )
+    output: Tensor = _SpanAttention.apply(query, key, value, attend, attention_mask.spans)
     return output, None
 
 

@@ -1,5 +1,6 @@
 """Attention span by span: the values and gradients of autograd's own, and little kept for them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -25,13 +26,15 @@ def masks(window: int | None) -> SpanMask:
     return SpanMask.of(pack(ragged_groups(), "ragged", 0), window)
 
 
-def states(length: int, dtype: torch.dtype) -> list[Tensor]:
+def states(length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value."""
     generator = torch.Generator().manual_seed(0)
-    return [
-        torch.randn(1, heads, length, WIDTH, dtype=dtype, generator=generator, requires_grad=True)
-        for heads in (HEADS, KV_HEADS, KV_HEADS)
-    ]
+
+    def drawn(heads: int) -> Tensor:
+        shape = (1, heads, length, WIDTH)
+        return torch.randn(shape, dtype=dtype, generator=generator, requires_grad=True)
+
+    return drawn(HEADS), drawn(KV_HEADS), drawn(KV_HEADS)
 
 
 def length_of(spans: Spans) -> int:
@@ -59,7 +62,7 @@ def ours(query: Tensor, key: Tensor, value: Tensor, mask: SpanMask, **kwargs: An
     return output
 
 
-def gradients(output: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+def gradients(output: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
     return torch.autograd.grad((output * weights).sum(), inputs)
 
