@@ -10,22 +10,22 @@ from typing import Any
 def name_checkpointing(args: Any) -> None:
     """Gives checkpointing the names that the installed transformers reads.
 
-    That of 5.23 calls its arguments `activation_checkpointing*` and keeps the old names in step
-    itself; to that of 5.17, `gradient_checkpointing*` are all there is.
+    Its arguments count by their old names too, `gradient_checkpointing*`, where the new ones are
+    not set. Transformers 5.23 knows both; to 5.17 the old ones are all there is.
 
     Args:
         args: Training arguments with both names, not yet completed by transformers.
     """
     base = next(kind for kind in type(args).__mro__ if kind.__name__ == "TrainingArguments")
-    if any(field.name == "activation_checkpointing" for field in dataclasses.fields(base)):
-        return
+    known = {field.name for field in dataclasses.fields(base)}
     for old, new in (
         ("gradient_checkpointing", "activation_checkpointing"),
         ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
     ):
-        if getattr(args, old) is not None:
+        if getattr(args, new) is None:
             setattr(args, new, getattr(args, old))
-        setattr(args, old, getattr(args, new))
+        if new not in known:
+            setattr(args, old, getattr(args, new))
 
 
 def set_checkpointing_kwargs(args: Any, kwargs: dict[str, Any]) -> None:

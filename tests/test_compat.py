@@ -22,17 +22,17 @@ class TrainingArguments:
 
 @dataclass
 class Own(TrainingArguments):
-    activation_checkpointing: bool | None = True
+    activation_checkpointing: bool | None = None
     activation_checkpointing_kwargs: Any = None
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, True),
         ({"activation_checkpointing": False}, False),
         ({"gradient_checkpointing": False}, False),
-        ({"gradient_checkpointing": True, "activation_checkpointing": False}, True),
+        ({"gradient_checkpointing": True}, True),
+        ({"gradient_checkpointing": True, "activation_checkpointing": False}, False),
     ],
 )
 def test_an_older_transformers_reads_the_name_it_knows(given: dict[str, bool], expected: bool):
@@ -43,9 +43,10 @@ def test_an_older_transformers_reads_the_name_it_knows(given: dict[str, bool], e
 
 
 def test_the_installed_transformers_gets_both_names(tmp_path: Path):
-    args = GroupConfig(str(tmp_path), use_cpu=True, activation_checkpointing=False)
-    assert not args.gradient_checkpointing
-    assert not args.activation_checkpointing
+    for name in ("activation_checkpointing", "gradient_checkpointing"):
+        args = GroupConfig(str(tmp_path), use_cpu=True, **{name: False})
+        assert not args.gradient_checkpointing
+        assert not args.activation_checkpointing
     args = GroupConfig(str(tmp_path), use_cpu=True)
     assert args.gradient_checkpointing
     assert args.activation_checkpointing

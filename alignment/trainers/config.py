@@ -120,7 +120,7 @@ class GroupConfig(_BaseConfig):
         default=None, metadata={"help": "A .jinja file that replaces the chat template."}
     )
     activation_checkpointing: bool | None = field(
-        default=True, metadata={"help": "Recompute activations in the backward pass."}
+        default=None, metadata={"help": "Recompute activations in the backward pass; on if unset."}
     )
     activation_checkpointing_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Passed to torch's checkpointing."}
@@ -150,6 +150,8 @@ class GroupConfig(_BaseConfig):
             # TRL assumes a GPU; on a CPU full precision is both exact and faster.
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         self._check_precision()
+        if self.activation_checkpointing is None and self.gradient_checkpointing is None:
+            self.activation_checkpointing = True
         name_checkpointing(self)
         for name in (
             *("global_batch_size", "max_tokens_per_batch", "max_length"),
