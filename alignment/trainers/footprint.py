@@ -79,6 +79,10 @@ class Footprint:
     head_operations: int
 
 
+_SLACK = 1.03
+"""How far bytes may rise before what is no longer in use is taken off them."""
+
+
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all storages that operations make, from making to freeing.
 
@@ -91,7 +95,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self, ignored: list[Tensor]) -> None:
         super().__init__()
-        self.live = self.peak = self.gradients = self.gradients_at_peak = 0
+        self.live = self.peak = self.gradients = self.gradients_at_peak = self._collected = 0
         self._seen: dict[int, Any] = {
             id(storage): storage for storage in (tensor.untyped_storage() for tensor in ignored)
         }
@@ -120,6 +124,10 @@ class LiveBytes(TorchDispatchMode):
 
         self._seen[key] = weakref.ref(storage, freed)
         self.live += size
+        if self.live > _SLACK * self._collected:
+            # Fake tensors that checkpointing computes anew hang in cycles; real ones do not.
+            gc.collect()
+            self._collected = self.live
         if self.live > self.peak:
             self.restart()
 
@@ -188,7 +196,7 @@ def trace_step(  # noqa: PLR0913 - everything a step depends on
     counter = FlopCounterMode(display=False, custom_mapping=UNCOUNTED)
     head = _HeadWatch(active_head(models.base), live, counter)
     dtype = torch.bfloat16 if args.bf16 else torch.float16
-    with _without_collector(), counter, live:
+    with _quick_collection(), counter, live:
         with torch.autocast("cpu", dtype, enabled=bool(args.bf16 or args.fp16)):
             terms = scorer(policy, batch)
         if terms.divergences is None or terms.logps.requires_grad:
@@ -361,15 +369,14 @@ class _HeadWatch:
 
 
 @contextmanager
-def _without_collector() -> Iterator[None]:
-    """What hangs in cycles of references, as checkpointing leaves it, is not freed in a step."""
-    was_on = gc.isenabled()
-    gc.disable()
+def _quick_collection() -> Iterator[None]:
+    """Lets the garbage collector look at what is made from here on alone."""
+    gc.collect()
+    gc.freeze()
     try:
         yield
     finally:
-        if was_on:
-            gc.enable()
+        gc.unfreeze()
 
 
 def _watch_gradients(trained: list[nn.Parameter], live: LiveBytes) -> None:
