@@ -70,8 +70,14 @@ def _status(name: str) -> float:
     raise RuntimeError(f"/proc/self/status has no {name}: this benchmark needs Linux")
 
 
-def in_fresh_process(module: str, setting: Any) -> Any:
+def in_fresh_process(module: str, setting: Any, *, tight: bool = False) -> Any:
     """What `python -m MODULE --one SETTING` prints in its last line, both as JSON.
+
+    Args:
+        module: Which.
+        setting: Its setting.
+        tight: Gives freed tensors back to the system at once, so that the peak of a process on a
+            CPU is that of what it uses, without the allocator's holes; slower.
 
     Raises:
         RuntimeError: The process failed; the end of what it said is shown.
@@ -79,9 +85,10 @@ def in_fresh_process(module: str, setting: Any) -> Any:
     command = [sys.executable, "-m", module, "--one", json.dumps(setting)]
     root = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    run = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
-    )
+    env = {**os.environ, "PYTHONPATH": path}
+    if tight:
+        env["MALLOC_MMAP_THRESHOLD_"] = str(1 << 16)
+    run = subprocess.run(command, capture_output=True, text=True, env=env)
     if run.returncode:
         raise RuntimeError(f"{module} --one failed:\n{run.stderr[-2000:]}")
     return json.loads(run.stdout.splitlines()[-1])

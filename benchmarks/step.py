@@ -18,8 +18,9 @@ project's NCA.
 Groups of an epoch are spread evenly over the lengths of the data. Sides take turns step by step; a
 round is an epoch, its figure the mean over its steps, and shown are median and quartiles of rounds.
 Memory is the high-water mark minus the level before the first step, in a process for each side that
-takes one step on the batch of the longest groups. Differences of loss and gradient are relative to
-ours, summed over an epoch: the same groups whatever their order.
+takes one step on the batch of the longest groups and gives what it frees back at once. Differences
+of loss and gradient are relative to ours, summed over an epoch: the same groups whatever their
+order.
 """
 
 from __future__ import annotations
@@ -202,7 +203,7 @@ def peak_megabytes(shape: Shape, batch: Sequence[TokenGroup], side: Side) -> flo
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "setting.json"
         file.write_text(json.dumps(setting))
-        return float(in_fresh_process("benchmarks.step", str(file)))
+        return float(in_fresh_process("benchmarks.step", str(file), tight=True))
 
 
 def measure_peak(file: Path) -> float:
