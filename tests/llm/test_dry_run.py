@@ -37,7 +37,7 @@ def commands(tmp_path: Path) -> dict[str, list[str]]:
             *model,
         ],
         "clair": [
-            *("build", "clair", "--input", str(answers), "--output", str(out)),
+            *("build", "clair", "--input", str(answers), "--output", f"{out}.jsonl"),
             *("--max-tokens", "7", *model),
         ],
         "winrate": [
