@@ -44,7 +44,8 @@ def test_an_older_transformers_reads_the_name_it_knows(given: dict[str, bool], e
 
 def test_the_installed_transformers_gets_both_names(tmp_path: Path):
     for name in ("activation_checkpointing", "gradient_checkpointing"):
-        args = GroupConfig(str(tmp_path), use_cpu=True, **{name: False})
+        switched_off: Any = {name: False}
+        args = GroupConfig(str(tmp_path), use_cpu=True, **switched_off)
         assert not args.gradient_checkpointing
         assert not args.activation_checkpointing
     args = GroupConfig(str(tmp_path), use_cpu=True)
