@@ -14,7 +14,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from alignment.cli import UserError, parse, run, say
+from alignment.cli import UserError, parse, run, tell
 from alignment.core.rows import read_rows
 from alignment.llm.connect import open_ledger, run_rows
 from alignment.llm.ledger import Ledger
@@ -57,6 +57,9 @@ class Options(JudgeOptions):
     allow_missing: bool = field(
         default=False,
         metadata={"help": f"report although fewer than {ENOUGH_JUDGED:.0%} of prompts are judged"},
+    )
+    json: str | None = field(
+        default=None, metadata={"help": "file for the report as JSON; `-` is standard output"}
     )
 
     def __post_init__(self) -> None:
@@ -217,25 +220,31 @@ def main(argv: list[str]) -> None:
         results = from_bundle(options.bundle, allow_missing=options.allow_missing)
     else:
         results = evaluate(options)
+    told = [*words(results)]
+    if options.output is not None:
+        told.append(f"written to {options.output}")
+    tell(results, options.json, told)
+
+
+def words(results: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of a report."""
     for pair in results["pairs"]:
-        _tell(pair, several=len(results["pairs"]) > 1)
+        yield from _words_of(pair, several=len(results["pairs"]) > 1)
     for model, rated in results["ratings"].items():
         low, high = rated["rating_ci"]
-        say(f"{model}: rating {rated['rating']:.0f}, 95% interval [{low:.0f}, {high:.0f}]")
+        yield f"{model}: rating {rated['rating']:.0f}, 95% interval [{low:.0f}, {high:.0f}]"
     for test in results["paired_tests"]:
         one, two = test["models"]
-        say(
+        yield (
             f"{one} - {two} against {test['against']}: {test['difference']:+.3f}, "
             f"p = {test['p_value']:.4f}, corrected {test['p_value_holm']:.4f}"
         )
-    if options.output is not None:
-        say(f"written to {options.output}")
 
 
-def _tell(pair: Mapping[str, Any], *, several: bool) -> None:
+def _words_of(pair: Mapping[str, Any], *, several: bool) -> Iterator[str]:
     low, high = pair["win_rate_ci"]
     told = f"{pair['model']} against {pair['against']}: " if several else ""
-    say(
+    yield (
         f"{told}win rate {pair['win_rate']:.3f}, 95% interval [{low:.3f}, {high:.3f}] over "
         f"{pair['n_prompts']} prompts: {pair['wins']} wins, {pair['losses']} losses, "
         f"{pair['ties']} ties, {pair['unjudged']} unjudged; p = {pair['p_value']:.4f}"
@@ -243,12 +252,12 @@ def _tell(pair: Mapping[str, Any], *, several: bool) -> None:
     )
     if matched := pair["length_matched"]:
         low, high = matched["win_rate_ci"]
-        say(
+        yield (
             f"at matched lengths {matched['win_rate']:.3f}, 95% interval [{low:.3f}, {high:.3f}] "
             f"over {matched['n_prompts']} prompts"
         )
     if pair["position_consistency"] is not None:
-        say(f"both orders agree in {pair['position_consistency']:.0%} of comparisons")
+        yield f"both orders agree in {pair['position_consistency']:.0%} of comparisons"
 
 
 def _judge(options: Options, ledger: Ledger) -> PairJudge:

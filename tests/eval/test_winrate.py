@@ -65,6 +65,13 @@ def test_known_verdicts_give_the_known_report(tmp_path: Path, capsys: pytest.Cap
     assert "win rate 0.500, 95% interval [" in capsys.readouterr().out
 
 
+def test_the_report_is_json_alone_where_that_is_wanted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    results = run(tmp_path, ANSWERS, BASELINE, "--json", "-")
+    assert json.loads(capsys.readouterr().out) == results
+
+
 def test_every_verdict_is_kept_with_the_judges_words(tmp_path: Path):
     run(tmp_path, ANSWERS, BASELINE)
     rows = {row["prompt"]: row for _, row in read_rows(tmp_path / "out" / "verdicts.jsonl")}
