@@ -221,7 +221,7 @@ class _Giving:
     async def _written(self, llm: LLM, messages: list[Message], sampling: Sampling) -> Side:
         """A side that a model writes on request."""
         reply = await llm.chat(messages, sampling)
-        answer = split_reply(reply.text, _ANSWER, _REASONING).answer
+        answer = split_reply(reply.text, _ANSWER, _REASONING, "## Revised answer").answer
         return Side(answer, llm.model, on_policy=False, generation_prompt=messages)
 
 

@@ -67,7 +67,8 @@ def parse_revision(text: str, direction: Direction = "improve") -> Parts:
     Raises:
         Reject: `parse_failed` where there is no marker.
     """
-    return split_reply(text, _ANSWER_NAMES[direction], _REASONING_NAMES)
+    asked = "## Revised answer" if direction == "improve" else "## Worsened answer"
+    return split_reply(text, _ANSWER_NAMES[direction], _REASONING_NAMES, asked)
 
 
 def builder(options: Options) -> Callable[[Row, LLM], Awaitable[Group]]:

@@ -20,7 +20,7 @@ class Parts(NamedTuple):
     answer: str
 
 
-def split_reply(text: str, answer: str, rationale: str) -> Parts:
+def split_reply(text: str, answer: str, rationale: str, asked: str) -> Parts:
     """Splits a reply, once, at the marker of its answer.
 
     A marker is a name at the start of a line in one of these spellings: a heading (`## ...`), bold
@@ -33,6 +33,7 @@ def split_reply(text: str, answer: str, rationale: str) -> Parts:
         text: The reply.
         answer: A pattern of the names that mark the answer.
         rationale: A pattern of the names that mark what comes before it.
+        asked: The marker that the prompt asks for, for messages.
 
     Raises:
         Reject: `parse_failed` where there is no marker of the answer.
@@ -41,7 +42,7 @@ def split_reply(text: str, answer: str, rationale: str) -> Parts:
         rf"(?:\{{(?:{answer})\}}|\*\*(?:{answer})\*\*):?", text, re.IGNORECASE
     )
     if marker is None:
-        raise Reject("parse_failed", "the reply has no marker of the answer", reply=text)
+        raise Reject("parse_failed", f"the reply has no line such as `{asked}`", reply=text)
     before, after = text[: marker.start()].strip(), text[marker.end() :].strip()
     head = _marker(rationale).match(before)
     return Parts(before[head.end() :].strip() if head else before, after)

@@ -174,7 +174,8 @@ class Contrasts:
         """A side that is drawn from another prompt than the plain one."""
         side = await self._answer(source, messages)
         if strategy == "elicitive":
-            side = side._replace(text=split_reply(side.text, "response", "thoughts?").answer)
+            parts = split_reply(side.text, "response", "thoughts?", "## Response")
+            side = side._replace(text=parts.answer)
         return side._replace(on_policy=False, generation_prompt=messages)
 
     async def _refined(self, source: Source, plain: list[Message]) -> tuple[Side, Side]:

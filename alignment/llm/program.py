@@ -50,7 +50,7 @@ class ProgramBackend:
         """The program's answer.
 
         Raises:
-            UserError: The program failed in a way that no caller expects.
+            UserError: The program failed in a way that no caller expects, or returned no text.
         """
         try:
             answer = self.program(request)
@@ -62,6 +62,11 @@ class ProgramBackend:
                 f"`{self.model}` failed: {type(error).__name__}: {error} "
                 f"({where.filename}:{where.lineno})"
             ) from error
+        if not isinstance(answer, str | Reply):
+            raise UserError(
+                f"`{self.model}` returned {type(answer).__name__}; a program is a plain function "
+                "that returns text or a `Reply`"
+            )
         return answer if isinstance(answer, Reply) else Reply(answer)
 
     async def close(self) -> None:

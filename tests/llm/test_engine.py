@@ -307,6 +307,13 @@ def test_a_verb_that_the_backend_lacks_is_named():
         asyncio.run(llm.score("a", ["b"]))
 
 
+@pytest.mark.parametrize(("answer", "kind"), [(7, "int"), (None, "NoneType")])
+def test_a_program_that_returns_no_text_is_named(answer: Any, kind: str):
+    llm = LLM(ProgramBackend(lambda _: answer, "program:m.f", "1"))
+    with pytest.raises(UserError, match=rf"`program:m\.f` returned {kind}; .*returns text"):
+        asyncio.run(llm.chat(MESSAGES))
+
+
 def test_scores_and_top_logprobs_come_back_from_the_ledger_as_they_were(ledger: Ledger):
     scored = Reply(logps=((-0.5, -1.25), (-3.0,)))
     asyncio.run(FakeLLM([scored], ledger).score("p", ["a", "b"]))
