@@ -2,11 +2,12 @@
 
     python -m benchmarks.scaling [--quick] [--json FILE]
 
-Every line is a process of its own: it prepares rows of text (rendering, token ids, storing), builds
-the trainer with the plan of its epochs, and takes some optimiser steps. With more rows, a token is
-to cost what it did. With more responses to a prompt, a step holds about as many unique tokens as
-ever, so that its time and memory can be compared. Every prompt has 64 words and every response as
-many. Memory is the peak above the level before, without pages of mapped files.
+Every line has processes of its own, for time and for memory: they prepare rows of text (rendering,
+token ids, storing), build the trainer with the plan of its epochs, and take some optimiser steps.
+With more rows, a token is to cost what it did. With more responses to a prompt, a step holds about
+as many unique tokens as ever, so that its time and memory can be compared. Every prompt has 64
+words and every response as many. Memory is the peak above the level before, without pages of mapped
+files.
 
 Of a larger group more tokens are response tokens, which the head scores: half of them at K = 1, 94%
 at K = 16. So the model is one whose head weighs as much beside its layers as that of an 8B Llama.
@@ -21,7 +22,7 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -108,6 +109,17 @@ _VOCABULARY = [
 
 def _text(rng: random.Random) -> str:
     return " ".join(rng.choices(_VOCABULARY, k=WORDS))
+
+
+def figures_of(point: Point, steps: int) -> Figures:
+    """Time from one process; memory from another one, which gives what it frees back at once."""
+    timed, tight = (
+        Figures(**in_fresh_process("benchmarks.scaling", [*point, count], tight=tight))
+        for count, tight in ((steps, False), (1, True))
+    )
+    return replace(
+        timed, prepare_megabytes=tight.prepare_megabytes, step_megabytes=tight.step_megabytes
+    )
 
 
 def measure(point: Point, steps: int) -> Figures:
@@ -218,8 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     report: dict[str, Any] = {}
     for name, (points, flat) in series.items():
-        settings = [[*point, options.steps] for point in points]
-        found = [Figures(**in_fresh_process("benchmarks.scaling", one)) for one in settings]
+        found = [figures_of(point, options.steps) for point in points]
         print(f"\nmore {name}:")
         print(table(lines(points, found)))
         above = excess(found, flat)
