@@ -82,9 +82,10 @@ ROOMS = (
         (
             *("alignment", "alignment.train", *LAUNCH, "alignment.trainers.*", *TRAINING),
             *("alignment.objectives.*", "alignment.llm.*", "data_builders.*", "eval.*"),
-            *("alignment.quickstart.*", "alignment.diagnosis.*"),
+            *("alignment.quickstart.*", "alignment.diagnosis.*", "alignment.stages"),
         ),
     ),
+    Room(("alignment.stages",), FLOOR, ()),
     Room(
         ("alignment.quickstart", "alignment.quickstart.*"),
         (

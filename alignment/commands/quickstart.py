@@ -7,17 +7,13 @@ a model and prompts of yours. Every stage is one of the other commands, shown as
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import importlib
 import json
 import logging
-import shlex
-import shutil
 import sys
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import datasets
 import torch
@@ -37,18 +33,10 @@ from alignment.quickstart.inputs import (
     write_world,
 )
 from alignment.quickstart.report import report, table
-from alignment.quickstart.stages import RunFolder, Stage
+from alignment.stages import RunFolder, Stage, Words, command, training
 
 logger = logging.getLogger("alignment")
 
-Words: TypeAlias = tuple[object, ...]
-
-MODULES = {
-    "train": "alignment.train",
-    "generate": "alignment.commands.generate",
-    "build clair": "data_builders.clair",
-    "eval winrate": "eval.winrate",
-}
 JUDGE, REVISER = (f"program:{world.__name__}.{name}" for name in ("judge", "revise"))
 PAIR_NEEDS = frozenset({"reference", "role", "pairs"})
 GO_ON = "run the same command to go on"
@@ -218,7 +206,7 @@ def _world_plan(options: Options, kwargs: dict[str, Any]) -> list[Stage]:
     )
     return [
         Stage("world", {"version": world.VERSION, **sizes}, lambda: write_world(out, **sizes)),
-        _training("sft", learn, out / "start"),
+        training("sft", learn, out / "start"),
         *_shared_plan(options, kwargs, cast),
     ]
 
@@ -268,7 +256,7 @@ def _shared_plan(options: Options, kwargs: dict[str, Any], cast: Cast) -> list[S
 
     def sample(stage: str, model: str | Path, prompts: str, name: str) -> Stage:
         files = ("--prompts", out / "prompts" / prompts, "--output", answers / name)
-        return _command(stage, "generate", ("--model", model, *files, *cast.sampling, *seed))
+        return command(stage, "generate", ("--model", model, *files, *cast.sampling, *seed))
 
     revise: Words = (
         *("--input", answers / "train.jsonl", "--output", out / "pairs.jsonl"),
@@ -289,48 +277,12 @@ def _shared_plan(options: Options, kwargs: dict[str, Any], cast: Cast) -> list[S
     )
     return [
         sample("answers", cast.start, "train.jsonl", "train.jsonl"),
-        _command("pairs", "build clair", revise),
-        _training("adapter", learn, adapter),
+        command("pairs", "build clair", revise),
+        training("adapter", learn, adapter),
         sample("before", cast.start, "held_out.jsonl", "before.jsonl"),
         sample("after", adapter, "held_out.jsonl", "after.jsonl"),
-        _command("judged", "eval winrate", compare),
+        command("judged", "eval winrate", compare),
     ]
-
-
-def _training(name: str, words: Words, output: Path) -> Stage:
-    """A stage that trains; it goes on from its last checkpoint and leaves none behind."""
-    stage = _command(
-        name,
-        "train",
-        (*words, "--save_total_limit", 1, "--report_to", "none", "--output_dir", output),
-        ("--resume_from_checkpoint", "auto", "--disable_tqdm", not sys.stderr.isatty()),
-    )
-
-    def work() -> None:
-        stage.work()
-        for checkpoint in output.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
-
-    return replace(stage, work=work)
-
-
-def _command(name: str, verb: str, words: Words, going_on: Words = ("--resume",)) -> Stage:
-    """A stage that is one command, whose words are its settings.
-
-    Args:
-        name: Of the stage.
-        verb: One of `MODULES`.
-        words: The command's options.
-        going_on: Options that change no result.
-    """
-    settled, passing = list(map(str, words)), list(map(str, going_on))
-
-    def work() -> None:
-        logger.info("\n$ alignment %s %s", verb, shlex.join(settled))
-        with contextlib.redirect_stdout(sys.stderr):
-            importlib.import_module(MODULES[verb]).main(settled + passing)
-
-    return Stage(name, {"command": shlex.join([*verb.split(), *settled])}, work)
 
 
 if __name__ == "__main__":

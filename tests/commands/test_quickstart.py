@@ -11,7 +11,7 @@ import pytest
 from alignment.cli import UserError, parse
 from alignment.commands.quickstart import Options, main, quickstart
 from alignment.core.rows import read_rows
-from alignment.quickstart.stages import RECORD
+from alignment.stages import RECORD
 from tests.llm.server import Answer, Body, last_words, serve
 
 REDUCED = ["--sft-steps", "500", "--train-prompts", "1200", "--steps", "80"]

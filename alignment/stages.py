@@ -1,21 +1,33 @@
-"""Stages of a run in a folder: done once, kept, and never mixed with those of other settings."""
+"""Stages of a run in a folder: done once, kept, and never mixed with those of other settings.
+
+A stage is a function, most often one of the other commands, shown as it is run.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import logging
+import shlex
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from alignment.cli import UserError
 
 logger = logging.getLogger(__name__)
 
+Words: TypeAlias = tuple[object, ...]
+"""Options of a command as they are typed; each becomes text."""
+
 RECORD = "stages.json"
+FAMILIES = {"build": "data_builders", "data": "alignment.data_tools", "eval": "eval"}
+"""First word of a command of two words -> where the modules are that its second word names."""
 
 
 @dataclass(frozen=True)
@@ -95,3 +107,52 @@ class RunFolder:
         partial = self.path / f"{RECORD}.partial"
         partial.write_text(text + "\n", encoding="utf-8")
         partial.replace(self.path / RECORD)
+
+
+def command(name: str, verb: str, words: Words, going_on: Words = ("--resume",)) -> Stage:
+    """A stage that is one command, whose words are its settings.
+
+    Args:
+        name: Of the stage.
+        verb: Such as `generate` or `build clair`.
+        words: The command's options.
+        going_on: Options that change no result.
+    """
+    settled, passing = list(map(str, words)), list(map(str, going_on))
+
+    def work() -> None:
+        logger.info("\n$ alignment %s %s", verb, shlex.join(settled))
+        with contextlib.redirect_stdout(sys.stderr):
+            importlib.import_module(_module(verb)).main(settled + passing)
+
+    return Stage(name, {"command": shlex.join([*verb.split(), *settled])}, work)
+
+
+def training(name: str, words: Words, output: Path) -> Stage:
+    """A stage that trains; it goes on from its last checkpoint and leaves none behind.
+
+    Args:
+        name: Of the stage.
+        words: Options of `alignment train`, without the folder.
+        output: The folder of adapter or model.
+    """
+    stage = command(
+        name,
+        "train",
+        (*words, "--save_total_limit", 1, "--report_to", "none", "--output_dir", output),
+        ("--resume_from_checkpoint", "auto", "--disable_tqdm", not sys.stderr.isatty()),
+    )
+
+    def work() -> None:
+        stage.work()
+        for checkpoint in output.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+
+    return replace(stage, work=work)
+
+
+def _module(verb: str) -> str:
+    family, _, name = verb.partition(" ")
+    if family == "train":
+        return "alignment.train"
+    return f"{FAMILIES[family]}.{name}" if name else f"alignment.commands.{family}"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from alignment.cli import UserError
-from alignment.quickstart.stages import RunFolder, Stage
+from alignment.stages import RunFolder, Stage
 
 
 def stage(name: str, log: list[str], work: Callable[[], None] = lambda: None, **settings: int):
