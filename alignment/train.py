@@ -113,6 +113,14 @@ class Recipe:
     mixture: DatasetMixtureConfig
 
 
+_KINDS = (RunArguments, GroupConfig, ModelConfig, DatasetMixtureConfig)
+
+
+def recipe_keys() -> set[str]:
+    """The keys that a recipe may have."""
+    return {f.name for kind in _KINDS for f in dataclasses.fields(kind) if f.init}
+
+
 class _Parser(TrlParser):
     """TRL's parser; what argparse would answer with its usage is one line here."""
 
@@ -131,8 +139,7 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     """
     # TRL's parser knows `--config path` only.
     argv = [part for word in argv for part in _words(word)]
-    kinds = (RunArguments, GroupConfig, ModelConfig, DatasetMixtureConfig)
-    known = {f.name for kind in kinds for f in dataclasses.fields(kind) if f.init} | {"env"}
+    known = recipe_keys() | {"env"}
     for flag, value in zip(argv, [*argv[1:], ""], strict=True):
         if flag == "--config":
             for key in load_yaml(value):
@@ -144,7 +151,7 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
                 raise UserError("a dry run is started by `alignment train --dry-run`")
             if name not in known and name.removeprefix("no_") not in known and name != "help":
                 raise unknown("option", flag, [f"--{key}" for key in known])
-    parser = _Parser(kinds, prog="alignment train", description=__doc__)
+    parser = _Parser(_KINDS, prog="alignment train", description=__doc__)
     try:
         return Recipe(*parser.parse_args_and_config(argv))
     except (ValueError, TypeError, ImportError) as error:

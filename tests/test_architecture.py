@@ -82,7 +82,8 @@ ROOMS = (
         (
             *("alignment", "alignment.train", *LAUNCH, "alignment.trainers.*", *TRAINING),
             *("alignment.objectives.*", "alignment.llm.*", "data_builders.*", "eval.*"),
-            *("alignment.quickstart.*", "alignment.diagnosis.*", "alignment.stages"),
+            *("alignment.quickstart.*", "alignment.diagnosis.*", "alignment.migration.*"),
+            "alignment.stages",
         ),
     ),
     Room(("alignment.stages",), FLOOR, ()),
@@ -105,6 +106,11 @@ ROOMS = (
     Room(
         ("alignment.diagnosis", "alignment.diagnosis.*"),
         ("alignment.diagnosis.*", "alignment.trainers.*", *TRAINING),
+    ),
+    Room(
+        ("alignment.migration", "alignment.migration.*"),
+        ("alignment.migration.*", "alignment.cli"),
+        ("yaml",),
     ),
     Room(("alignment.trainers.*",), ("alignment.trainers.*", *TRAINING)),
     Room(("alignment.data",), ("alignment.core.*", *CONTRACT, *FLOOR)),

@@ -1,0 +1,136 @@
+"""What a foreign configuration says: the keys of a YAML file, or of a training command."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alignment.cli import UserError, load_yaml
+
+_TRAINERS = ("distillm", "simpo", "orpo", "grpo", "rloo", "gkd", "dpo", "cpo", "kto", "sft")
+"""Names that scripts carry (`run_simpo.py`, `trl dpo`), the longest first."""
+
+_ACCELERATE = ("accelerate", "torchrun", "deepspeed")
+_PROCESSES = ("num_processes", "nproc_per_node", "num_gpus")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A configuration of another project.
+
+    Attributes:
+        name: The file it was read from.
+        keys: Its keys and values.
+        trainer: What the command says is trained by; None for a file of keys.
+        processes: How many processes the command starts, where it says so.
+    """
+
+    name: str
+    keys: dict[str, Any] = field(default_factory=dict)
+    trainer: str | None = None
+    processes: int | None = None
+
+
+def read_source(path: Path) -> Source:
+    """Reads a YAML configuration, or a shell script with one training command.
+
+    Raises:
+        UserError: The file is missing, or is neither.
+    """
+    if path.suffix in (".yaml", ".yml", ".json"):
+        return Source(str(path), load_yaml(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        told = getattr(error, "strerror", None) or "it is no text"
+        raise UserError(f"cannot read {path}: {told}") from None
+    commands = [words for words in _commands(text, path) if _trainer(words) is not None]
+    if len(commands) != 1:
+        raise UserError(
+            f"{path} holds {len(commands)} training commands; give one in a file of its own, or "
+            "the YAML that it names"
+        )
+    return _from_command(commands[0], path)
+
+
+def _commands(text: str, path: Path) -> Iterator[list[str]]:
+    for line in re.sub(r"\\\r?\n", " ", text).splitlines():
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError as error:
+            raise UserError(f"{path} is no shell script: {error}") from None
+        if words:
+            yield words
+
+
+def _trainer(words: Sequence[str]) -> str | None:
+    """The trainer that a command names, by its script or by `trl VERB`."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name = following if Path(word).name == "trl" else Path(word).stem
+        is_script = word.endswith(".py") or Path(word).name == "trl"
+        found = next((t for t in _TRAINERS if is_script and t in re.split(r"[_\-/.]", name)), None)
+        if found is not None:
+            return found
+    return None
+
+
+def _from_command(words: list[str], path: Path) -> Source:
+    source = Source(str(path), trainer=_trainer(words))
+    start = next(i for i, w in enumerate(words) if w.endswith(".py") or Path(w).name == "trl")
+    launcher = _options(words[:start]) if _launches(words[:start]) else {}
+    options = _options(words[start + 1 :])
+    given = next((launcher[key] for key in _PROCESSES if key in launcher), None)
+    given = options.pop("num_processes", given)
+    configs = [word for word in words[start + 1 :] if word.endswith((".yaml", ".yml"))]
+    config = options.pop("config", configs[0] if configs else None)
+    keys = {**(_named(Path(str(config)), path) if config is not None else {}), **options}
+    return replace(source, keys=keys, processes=given if isinstance(given, int) else None)
+
+
+def _launches(words: Sequence[str]) -> bool:
+    return any(Path(word).name in _ACCELERATE for word in words)
+
+
+def _named(config: Path, script: Path) -> dict[str, Any]:
+    """The keys of a file that a command names: from here, or from the script's folders up."""
+    folders = [Path(), *script.resolve().parents]
+    found = next((f / config for f in folders if (f / config).is_file()), None)
+    if found is None:
+        raise UserError(f"{script} names {config}, which is not there: run this in its folder")
+    return load_yaml(found)
+
+
+def _options(words: Sequence[str]) -> dict[str, Any]:
+    """Keys and values of `--key value`, `--key=value`, `--key a b` and `--flag`."""
+    found: dict[str, list[Any]] = {}
+    values: list[Any] | None = None
+    for word in words:
+        if word.startswith("--") and len(word) > 2:
+            key, equals, value = word[2:].partition("=")
+            values = found[key.replace("-", "_")] = [_value(value)] if equals else []
+        elif values is not None:
+            values.append(_value(word))
+    return {
+        key: True if not given else given[0] if len(given) == 1 else given
+        for key, given in found.items()
+    }
+
+
+def _value(word: str) -> Any:
+    """A word as YAML reads it; numbers such as 1e-6 too, which YAML takes for text."""
+    try:
+        read = yaml.safe_load(word)
+    except yaml.YAMLError:
+        return word
+    if isinstance(read, str):
+        try:
+            return float(read)
+        except ValueError:
+            return read
+    return read
