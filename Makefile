@@ -56,6 +56,10 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: $(STAMP) ## Build pairs, train on them, measure the win: minutes on two cores
 	$(BIN)/python -m alignment quickstart $(ARGS)
 
+.PHONY: evidence
+evidence: $(STAMP) ## Train eight methods on a small world and compare them: half an hour on two cores
+	$(BIN)/python -m alignment compare $(ARGS)
+
 .PHONY: check
 check: $(STAMP) ## Lint, format and types
 	$(BIN)/ruff check .

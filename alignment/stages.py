@@ -104,9 +104,14 @@ class RunFolder:
 
     def _save(self) -> None:
         text = json.dumps({"settings": self._settings, "seconds": self.seconds}, indent=2)
-        partial = self.path / f"{RECORD}.partial"
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(self.path / RECORD)
+        write_whole(self.path / RECORD, text + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is never seen half written."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def command(name: str, verb: str, words: Words, going_on: Words = ("--resume",)) -> Stage:

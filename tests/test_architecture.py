@@ -83,7 +83,15 @@ ROOMS = (
             *("alignment", "alignment.train", *LAUNCH, "alignment.trainers.*", *TRAINING),
             *("alignment.objectives.*", "alignment.llm.*", "data_builders.*", "eval.*"),
             *("alignment.quickstart.*", "alignment.diagnosis.*", "alignment.migration.*"),
-            "alignment.stages",
+            *("alignment.stages", "alignment.comparison.*"),
+        ),
+    ),
+    Room(
+        ("alignment.comparison", "alignment.comparison.*"),
+        (
+            *("alignment.comparison", "alignment.comparison.*", "alignment.quickstart.*"),
+            *("alignment.stages", "alignment.core.groups", "alignment.core.rows"),
+            *("alignment.llm.*", "data_builders.statistics", *FLOOR),
         ),
     ),
     Room(("alignment.stages",), FLOOR, ()),

@@ -42,12 +42,13 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save_blank(folder: str | Path, seed: int) -> Path:
+def save_blank(folder: str | Path, seed: int, hidden: int = HIDDEN) -> Path:
     """Saves a model with random weights beside its tokenizer, ready to be trained.
 
     Args:
         folder: Where to; created where missing.
         seed: Of the weights; the global generator is left as it was.
+        hidden: Width of its layers.
 
     Returns:
         The folder.
@@ -55,8 +56,8 @@ def save_blank(folder: str | Path, seed: int) -> Path:
     tokenizer = character_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=HIDDEN,
-        intermediate_size=3 * HIDDEN,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
         num_key_value_heads=HEADS,

@@ -77,13 +77,15 @@ def prompts(split: Split, count: int, seed: int) -> list[str]:
     return list(drawn)
 
 
-def demonstrations(count: int, seed: int) -> list[Demonstration]:
-    """Training prompts with answers, of which `FLAWED_SHARE` are wrong on purpose.
+def demonstrations(
+    count: int, seed: int, flawed_share: float = FLAWED_SHARE
+) -> list[Demonstration]:
+    """Training prompts with answers, of which a share are wrong on purpose.
 
     Short prompts are few and come up more than once, so that all lengths are shown alike.
     """
     rng = random.Random(f"demonstrations {seed}")
-    flawed = [index < round(FLAWED_SHARE * count) for index in range(count)]
+    flawed = [index < round(flawed_share * count) for index in range(count)]
     rng.shuffle(flawed)
     return [
         Demonstration(prompt, (flaw(prompt, rng) if wrong else _right(prompt)) + rng.choice(_ENDS))

@@ -1,0 +1,234 @@
+"""Train every method on the same small world and show what each does.
+
+All methods of a seed start from the same model, learn from the same samples of it, read the same
+number of responses in as many steps, and answer the same held-out prompts. A run that is
+interrupted goes on, also for other methods and seeds. The page also says what the papers claim,
+and what came of it: `--methods main claims` runs all that this needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from alignment import __version__
+from alignment.cli import UserError, parse, run, say
+from alignment.comparison.methods import Method, chosen
+from alignment.comparison.page import table, write
+from alignment.comparison.results import gather
+from alignment.comparison.seeds import Size, of_method, shared
+from alignment.llm.lock import locked
+from alignment.stages import RunFolder
+
+logger = logging.getLogger("alignment")
+
+PRELOADED = [
+    *("alignment.train", "alignment.commands.generate", "eval.winrate", "eval.zero_or_down"),
+    *("alignment.commands.compare", "transformers.models.llama.modeling_llama"),
+]
+
+
+@dataclass(kw_only=True)
+class Options:
+    """Options of `alignment compare`."""
+
+    output: Path = field(default=Path("runs/compare"), metadata={"help": "folder of the run"})
+    methods: tuple[str, ...] = field(
+        default=("main",),
+        metadata={"help": "names of methods, or of parts: main, claims, wider"},
+    )
+    seeds: tuple[int, ...] = field(
+        default=(0, 1, 2), metadata={"help": "each another draw of everything"}
+    )
+    jobs: int | None = field(
+        default=None, metadata={"help": "processes at a time; unset, one per core, 8 at most"}
+    )
+    page: Path | None = field(
+        default=None, metadata={"help": "page of the results, with its figure and JSON beside it"}
+    )
+    train_prompts: int = field(default=2400, metadata={"help": "to make data from"})
+    held_out_prompts: int = field(default=400, metadata={"help": "to measure on"})
+    sft_steps: int = field(default=1000, metadata={"help": "steps that make the start"})
+    steps: int = field(default=160, metadata={"help": "steps of every method"})
+
+    def __post_init__(self) -> None:
+        for name in (*Size._fields, "jobs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` is {value}; it must be at least 1")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"`seeds` is {list(self.seeds)}; it must name seeds from 0, each once")
+
+    @property
+    def size(self) -> Size:
+        """How large the comparison is."""
+        return Size(*(getattr(self, name) for name in Size._fields))
+
+
+class Task(NamedTuple):
+    """What one process does: a seed's shared stages, or one method of it.
+
+    Attributes:
+        output: Folder of the run.
+        size: Of the comparison.
+        seed: Which.
+        method: Which; None for what the methods share.
+    """
+
+    output: Path
+    size: Size
+    seed: int
+    method: Method | None = None
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"seed {self.seed}: {self.method.name if self.method else 'start and data'}"
+
+    @property
+    def folder(self) -> Path:
+        """Where it leaves what it makes."""
+        seed = self.output / f"seed-{self.seed}"
+        return seed / "methods" / self.method.name if self.method else seed
+
+    def run(self) -> None:
+        """Does what is not done.
+
+        Raises:
+            UserError: The folder holds a run with other settings, or a stage's own.
+        """
+        if self.method is None:
+            stages = shared(self.folder, self.size, self.seed)
+        else:
+            seed_folder = self.output / f"seed-{self.seed}"
+            stages = of_method(self.method, seed_folder, self.size, self.seed)
+        RunFolder(self.folder, stages).run()
+
+
+def main(argv: list[str]) -> None:
+    """`alignment compare`."""
+    options = parse(Options, argv, "alignment compare", __doc__)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    compare(options)
+
+
+def compare(options: Options) -> None:
+    """Runs what is not done, and writes results, table, figure and page.
+
+    Raises:
+        UserError: There is no such method, the folder holds another run, or a stage's own.
+    """
+    methods = chosen(options.methods)
+    options.output.mkdir(parents=True, exist_ok=True)
+    with locked(options.output / "run"):
+        run_all(options, methods)
+        results = gather(options.output, options.seeds)
+        page = options.page or options.output / "evidence.md"
+        write(results, _facts(options), page)
+    for line in table(results):
+        say(line)
+    say(f"written to {page}, {page.with_suffix('.png').name} and {page.with_suffix('.json').name}")
+
+
+def _facts(options: Options) -> dict[str, Any]:
+    """How the results were made."""
+    return {
+        "command": f"alignment compare --methods {' '.join(options.methods)}",
+        "commit": _commit(),
+        "size": options.size._asdict(),
+    }
+
+
+def _commit() -> str:
+    """The commit of this project, `-dirty` where it was changed since; else the release."""
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return __version__
+
+
+def run_all(options: Options, methods: Sequence[Method]) -> None:
+    """Runs every method of every seed in processes of their own, several at a time.
+
+    Raises:
+        UserError: What a task could not do; tasks that run are finished first.
+    """
+    pending = [
+        [Task(options.output, options.size, seed, method) for method in (None, *methods)]
+        for seed in options.seeds
+    ]
+    total, done = sum(map(len, pending)), 0
+    jobs = options.jobs or min(8, len(os.sched_getaffinity(0)))
+    # Each task has a process of its own, so that its memory can be told; all are forked from one
+    # that has imported what they need and started no thread.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
+        running: dict[Future[str | None], Task] = {}
+
+        def submit(tasks: Sequence[Task]) -> None:
+            running.update({pool.submit(perform, task): task for task in tasks})
+
+        submit([tasks[0] for tasks in pending])
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                task = running.pop(future)
+                if error := future.result():
+                    pool.shutdown(cancel_futures=True)
+                    raise UserError(f"{task.name}: {error}; its log is {task.folder}.log")
+                done += 1
+                logger.info("%s: done, %d of %d", task.name, done, total)
+                if task.method is None:
+                    submit(next(tasks[1:] for tasks in pending if tasks[0] == task))
+
+
+def perform(task: Task) -> str | None:
+    """Does a task in a process of its own, whose words go to a file.
+
+    Returns:
+        What went wrong, in a line; None where nothing did.
+    """
+    import datasets
+    import torch
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    # With a model this small a second thread gains nothing, and the order of sums is settled.
+    torch.set_num_threads(1)
+    with _log(Path(f"{task.folder}.log")):
+        try:
+            task.run()
+        except UserError as error:
+            return str(error)
+    return None
+
+
+@contextlib.contextmanager
+def _log(path: Path) -> Iterator[None]:
+    """Sends what is printed and logged in this process to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=file, force=True)
+        with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            yield
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,183 @@
+"""What a comparison found: every measure of every method with its interval, over seeds."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from alignment.cli import UserError
+from alignment.comparison.methods import METHODS, Method
+from alignment.stages import RECORD
+
+RESAMPLES = 4_000
+PACKAGES = ("torch", "transformers", "trl", "peft")
+MEASURES = {
+    "win": "win rate over the start",
+    "accurate": "accuracy of sampled answers",
+    "right": "probability of a right answer",
+    "chosen": "change of the log-prob of right answers",
+    "rejected": "change of the log-prob of the start's wrong answers",
+    "kl": "KL from the start, nats per answer",
+    "length": "characters of an answer",
+}
+"""Measures with a value for each prompt."""
+
+Values = Sequence[Sequence[float]]
+"""By seed, by prompt."""
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds, each seed as heavy as another.
+
+    Attributes:
+        mean: Of the seeds' means.
+        low: Lower end of the 95% bootstrap interval over prompts, drawn within each seed.
+        high: Upper end.
+        seeds: Mean of each seed; how far they lie apart is what another draw of everything does.
+    """
+
+    mean: float
+    low: float
+    high: float
+    seeds: tuple[float, ...]
+
+
+def estimate(values: Values, resamples: int = RESAMPLES) -> Estimate:
+    """The mean of independent values with its interval.
+
+    Args:
+        values: By seed, by prompt; seeds may have different prompts.
+        resamples: Of the bootstrap.
+
+    Raises:
+        ValueError: There are no values.
+    """
+    if not values or not all(len(one) for one in values):
+        raise ValueError("a mean needs at least one value of each seed")
+    rng = np.random.default_rng(0)
+    means = np.zeros(resamples)
+    for one in values:
+        data = np.asarray(one, dtype=np.float64)
+        draws = rng.integers(0, data.size, (resamples, data.size))
+        means += data[draws].mean(axis=1) / len(values)
+    low, high = np.quantile(means, [0.025, 0.975])
+    seeds = tuple(fmean(one) for one in values)
+    return Estimate(fmean(seeds), float(low), float(high), seeds)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that finished tasks left.
+
+    Attributes:
+        seeds: Those whose start is there.
+        start: Measure -> values of the start.
+        methods: Method -> measure -> values, for methods that all seeds have.
+        costs: Method -> seconds of training and bytes of memory, by seed.
+        facts: What is measured of each seed's data, by seed.
+        found: Method -> what its selection of tokens found, by seed, for methods that select.
+    """
+
+    seeds: tuple[int, ...]
+    start: Mapping[str, Values]
+    methods: Mapping[str, Mapping[str, Values]]
+    costs: Mapping[str, Mapping[str, Sequence[float]]]
+    facts: Sequence[Mapping[str, Any]]
+    found: Mapping[str, Sequence[Mapping[str, Any]]]
+
+    def of(self, method: str, measure: str) -> Estimate:
+        """A measure of a method."""
+        return estimate(self.methods[method][measure])
+
+    def before(self, measure: str) -> Estimate:
+        """A measure of the start."""
+        return estimate(self.start[measure])
+
+    def gain(self, method: str, measure: str = "right") -> Estimate:
+        """A measure of a method minus that of the start, prompt by prompt."""
+        return estimate(_differences(self.methods[method][measure], self.start[measure]))
+
+    def difference(self, method: str, other: str, measure: str = "right") -> Estimate:
+        """A measure of a method minus that of another, prompt by prompt."""
+        return estimate(_differences(self.methods[method][measure], self.methods[other][measure]))
+
+    def as_json(self) -> dict[str, Any]:
+        """All estimates and costs, with what they were made by."""
+        return {
+            "seeds": list(self.seeds),
+            "start": {name: self.before(name)._asdict() for name in _START},
+            "methods": {
+                name: {
+                    **{measure: estimate(values[measure])._asdict() for measure in MEASURES},
+                    **{cost: list(by_seed) for cost, by_seed in self.costs[name].items()},
+                }
+                for name, values in self.methods.items()
+            },
+            "found": {name: list(by_seed) for name, by_seed in self.found.items()},
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in PACKAGES},
+            },
+        }
+
+
+_START = ("accurate", "right", "length")
+
+
+def gather(output: Path, seeds: Iterable[int], methods: Sequence[Method] = METHODS) -> Results:
+    """Reads what the tasks of a run left.
+
+    Args:
+        output: Folder of the run.
+        seeds: Those to read.
+        methods: Those to look for; one that not every seed has is left out.
+
+    Raises:
+        UserError: Nothing is finished yet.
+    """
+    folders = {seed: output / f"seed-{seed}" for seed in seeds}
+    done = {s: folder for s, folder in folders.items() if (folder / "before.json").is_file()}
+    if not done:
+        raise UserError(f"{output} holds no finished seed; run `alignment compare` first")
+    starts = [_read(folder / "before.json") for folder in done.values()]
+    values, costs, found = {}, {}, {}
+    for method in methods:
+        places = [folder / "methods" / method.name for folder in done.values()]
+        if not all((place / "measures.json").is_file() for place in places):
+            continue
+        measures = [_read(place / "measures.json") for place in places]
+        values[method.name] = {name: [one[name] for one in measures] for name in MEASURES}
+        if "found" in measures[0]:
+            found[method.name] = [one["found"] for one in measures]
+        costs[method.name] = {
+            "seconds": [_read(place / RECORD)["seconds"]["adapter"] for place in places],
+            "peak_bytes": [_read(place / "memory.json")["peak_bytes"] for place in places],
+        }
+    facts = [_read(folder / "facts.json") for folder in done.values()]
+    return Results(
+        tuple(done),
+        {name: [start[name] for start in starts] for name in _START},
+        values,
+        costs,
+        facts,
+        found,
+    )
+
+
+def _differences(first: Values, second: Values) -> Values:
+    return [
+        [one - other for one, other in zip(a, b, strict=True)]
+        for a, b in zip(first, second, strict=True)
+    ]
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
