@@ -189,6 +189,7 @@ def of_method(method: Method, seed_folder: Path, size: Size, seed: int) -> list[
         *("--use_peft", "true", "--lora_r", 16, "--lora_target_modules", "all-linear"),
         *("--global_batch_size", groups, "--per_device_train_batch_size", groups),
         *("--max_steps", size.steps, "--learning_rate", RATE, "--use_cpu", "true"),
+        *("--gradient_checkpointing", "false"),
         *("--logging_steps", 5, "--save_steps", 1_000_000, "--seed", seed, *words),
     )
     sample: Words = (*("--model", adapter, *_SAMPLING, "--chunk_size", 256, "--seed", seed),)
