@@ -1,4 +1,4 @@
-"""How many texts nearly repeat an earlier one, in time and memory that grow with their length."""
+"""Texts that nearly repeat another, in time and memory that grow with their length."""
 
 from __future__ import annotations
 
@@ -68,6 +68,46 @@ def near_duplicates(signatures: list[Signature]) -> int:
         alike = (table[later] == table[earlier[later]]).mean(axis=1)
         repeated[later] |= alike >= THRESHOLD
     return int(repeated.sum())
+
+
+class NearIndex:
+    """Texts to look others up among that share at least `THRESHOLD` of their pieces with one.
+
+    Candidates meet by a band of their signatures; whether they are alike is then counted exactly.
+    """
+
+    def __init__(self) -> None:
+        self._texts: list[frozenset[str]] = []
+        self._bands: dict[tuple[int, bytes], list[int]] = {}
+
+    def add(self, text: str) -> None:
+        """Adds a text."""
+        for band in _bands_of(text):
+            self._bands.setdefault(band, []).append(len(self._texts))
+        self._texts.append(_pieces(text))
+
+    def find(self, text: str) -> int | None:
+        """The number of the first text added that is like this one, None where there is none."""
+        met = {number for band in _bands_of(text) for number in self._bands.get(band, ())}
+        mine = _pieces(text)
+        for number in sorted(met):
+            theirs = self._texts[number]
+            if len(mine & theirs) >= THRESHOLD * len(mine | theirs):
+                return number
+        return None
+
+
+def _bands_of(text: str) -> list[tuple[int, bytes]]:
+    rows = signature(text).reshape(_BANDS, _ROWS)
+    return [(number, band.tobytes()) for number, band in enumerate(rows)]
+
+
+def _pieces(text: str) -> frozenset[str]:
+    """What `signature` hashes."""
+    words = " ".join(text.lower().split())
+    return frozenset(
+        words[start : start + SHINGLE] for start in range(max(1, len(words) - SHINGLE + 1))
+    )
 
 
 def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -12,6 +12,7 @@ from alignment.core.rows import read_rows, require_columns
 from alignment.llm.prompts import as_messages
 from alignment.llm.protocol import Prompt
 from alignment.llm.rows import PROMPT_COLUMNS, Reject, Row, prompt_of
+from data_builders.duplicates import NearIndex
 
 GRAM = 13
 """Words in a row that two prompts may not share, as in UltraFeedback (arXiv 2310.01377)."""
@@ -23,7 +24,8 @@ class Found(NamedTuple):
     """A prompt among the evaluation prompts.
 
     Attributes:
-        how: `exact` where all words agree, else `13-gram`.
+        how: `exact` where all words agree, `13-gram` where so many stand in a row in both, `near`
+            where most pieces of the texts agree.
         source: The evaluation prompt: file and line.
     """
 
@@ -36,6 +38,7 @@ class EvalPrompts:
 
     Args:
         files: Their files; the columns are `prompt`, `instruction`, or MT-Bench's `turns`.
+        near: Whether near-duplicates are found too.
 
     Attributes:
         count: How many there are.
@@ -44,8 +47,10 @@ class EvalPrompts:
         UserError: A file cannot be read, or its rows hold no prompts.
     """
 
-    def __init__(self, files: Iterable[Path]) -> None:
+    def __init__(self, files: Iterable[Path], *, near: bool = False) -> None:
         self.count = 0
+        self._near = NearIndex() if near else None
+        self._names: list[str] = []
         self._whole: dict[str, str] = {}
         self._grams: dict[str, str] = {}
         for path in files:
@@ -63,12 +68,18 @@ class EvalPrompts:
             for gram in _grams(words):
                 if source := self._grams.get(gram):
                     return Found(f"{GRAM}-gram", source)
+            near = self._near.find(turn) if self._near is not None and words else None
+            if near is not None:
+                return Found("near", self._names[near])
         return None
 
     def _add(self, turn: str, name: str) -> None:
         words = _words(turn)
         if words:
             self._whole.setdefault(" ".join(words), name)
+            if self._near is not None:
+                self._near.add(turn)
+                self._names.append(name)
         for gram in _grams(words):
             self._grams.setdefault(gram, name)
 

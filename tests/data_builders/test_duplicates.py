@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from data_builders.duplicates import THRESHOLD, near_duplicates, signature
+from data_builders.duplicates import THRESHOLD, NearIndex, near_duplicates, signature
 
 
 def count(*texts: str) -> int:
@@ -72,3 +72,15 @@ def test_most_pairs_above_the_threshold_are_found_and_few_below_it():
     assert THRESHOLD == 0.8
     assert count(*near) >= 98
     assert count(*far) <= 2
+
+
+def test_an_index_finds_texts_that_share_most_pieces_and_no_others():
+    """`sort: ab cd ef` and the like: a letter more spoils eight pieces of many, or of few."""
+    index = NearIndex()
+    long = "a sentence that goes on for quite a while so that a letter more is little"
+    for text in ("something else", long, "short text"):
+        index.add(text)
+    assert index.find(long.upper() + "s") == 1
+    assert index.find("short text") == 2
+    assert index.find("short test") is None
+    assert index.find("") is None
