@@ -101,6 +101,40 @@ class Entry(NamedTuple):
     call: Call
 
 
+class Totals(NamedTuple):
+    """What the calls of a ledger come to.
+
+    Attributes:
+        calls: Calls that have ended, whether answered or not.
+        prompt_tokens: Tokens read, of calls whose server says so.
+        completion_tokens: Tokens written, likewise.
+        dollars: Of calls with a known price.
+    """
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    dollars: float = 0.0
+
+    def less(self, earlier: Totals) -> Totals:
+        """What was added since."""
+        return Totals(
+            self.calls - earlier.calls,
+            self.prompt_tokens - earlier.prompt_tokens,
+            self.completion_tokens - earlier.completion_tokens,
+            self.dollars - earlier.dollars,
+        )
+
+    def plus(self, other: Totals) -> Totals:
+        """Both together."""
+        return Totals(
+            self.calls + other.calls,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.dollars + other.dollars,
+        )
+
+
 @dataclass
 class Reserve:
     """Money set aside.
@@ -219,6 +253,16 @@ class Ledger:
     def outcomes(self) -> dict[str, int]:
         """How many calls ended in which way."""
         return dict(self._db.execute("SELECT outcome, count(*) FROM calls GROUP BY outcome"))
+
+    def totals(self) -> Totals:
+        """What all calls on record come to."""
+        with self._told():
+            found = self._db.execute(
+                "SELECT count(*), total(prompt_tokens), total(completion_tokens), total(price)"
+                " FROM calls"
+            ).fetchone()
+        calls, prompt_tokens, completion_tokens, dollars = found
+        return Totals(calls, int(prompt_tokens), int(completion_tokens), dollars)
 
     def spent(self) -> float:
         """Dollars on record; what other processes spend is seen within a second."""

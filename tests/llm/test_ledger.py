@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignment.cli import UserError
-from alignment.llm.ledger import LEASE, SCHEMA_VERSION, Call, Entry, Ledger
+from alignment.llm.ledger import LEASE, SCHEMA_VERSION, Call, Entry, Ledger, Totals
 from alignment.llm.protocol import CallError, Reply
 
 SOURCE = {"provider": "p", "model": "m", "fingerprint": "f", "verb": "chat"}
@@ -21,6 +21,18 @@ def test_a_reply_comes_back_as_it_was(tmp_path: Path):
     with Ledger(tmp_path / "a.ledger") as ledger:
         assert ledger.get(b"key") == reply
         assert ledger.get(b"other") is None
+
+
+def test_totals_are_those_of_all_calls_and_can_be_told_apart_by_time():
+    with Ledger() as ledger:
+        assert ledger.totals() == Totals()
+        ledger.put(Entry(b"one", SOURCE, Call(Reply("a", "stop", 10, 2), 0.25, 0.1, 1)))
+        before = ledger.totals()
+        ledger.put(Entry(b"two", SOURCE, Call(Reply("b", "stop", 20, None), 0.5, 0.1, 1)))
+        ledger.put(Entry(b"three", SOURCE, Call(CallError("failed", "late"), None, 0.1, 1)))
+        assert ledger.totals() == Totals(3, 30, 2, 0.75)
+        assert ledger.totals().less(before) == Totals(2, 20, 0, 0.5)
+        assert ledger.totals().less(before).plus(before) == ledger.totals()
 
 
 def test_a_failure_never_replaces_an_answer():
