@@ -64,6 +64,11 @@ class DistiLLM2(Objective):
         beta0: Least weight of the rejected side.
         anchor_steps: Optimiser steps that m is taken from; TRL's default logging interval, as the
             release takes the first logged value.
+        epochs_before: Epochs that were trained by earlier runs, where each epoch of a loop is a
+            run on new samples; the curricula go on from there.
+        epochs_in_all: Epochs of that loop; None where this run is the whole training.
+        anchor_chosen: m of chosen responses from an earlier run; None takes it from this one.
+        anchor_rejected: m of rejected responses, likewise.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"teacher", "pairs"})
@@ -75,6 +80,10 @@ class DistiLLM2(Objective):
     alpha_rejected: float = 0.1
     beta0: float = 0.5
     anchor_steps: int = 10
+    epochs_before: int = 0
+    epochs_in_all: int | None = None
+    anchor_chosen: float | None = None
+    anchor_rejected: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,6 +92,11 @@ class DistiLLM2(Objective):
         check_range(self, "alpha_rejected", least=least, most=0.99)
         check_range(self, "beta0", least=0.0, most=1.0)
         check_range(self, "anchor_steps", least=1)
+        check_range(self, "epochs_before", least=0)
+        if self.epochs_in_all is not None:
+            check_range(self, "epochs_in_all", least=self.epochs_before + 1)
+        if (self.anchor_chosen is None) != (self.anchor_rejected is None):
+            raise ValueError("anchor_chosen and anchor_rejected go together: set both or neither")
 
     def divergences(self, terms: GroupTerms) -> tuple[DivergenceSpec, ...]:
         """The skewed forward KL of chosen and the skewed reverse KL of rejected responses."""
@@ -132,7 +146,7 @@ class DistiLLM2(Objective):
         self, state: Mapping[str, Tensor], statistics: Mapping[str, Mean]
     ) -> Mapping[str, Tensor]:
         """Averages the gaps of the first steps, then freezes them as the anchors m."""
-        if self.skew == "fixed" or "anchors/chosen" in state:
+        if self.skew == "fixed" or self.anchor_chosen is not None or "anchors/chosen" in state:
             return state
         steps = state.get("steps", torch.zeros(())) + 1
         sums = {}
@@ -145,6 +159,8 @@ class DistiLLM2(Objective):
 
     def _beta(self, progress: Progress) -> float:
         done = progress.step / progress.max_steps
+        if self.epochs_in_all is not None:
+            done = (self.epochs_before + done) / self.epochs_in_all
         if self.curriculum == "release":
             return (1 + 0.5 * min(1.0, 2 * done)) / 2
         return self.beta0 if self.curriculum == "off" else min(1.0, max(self.beta0, done))
@@ -156,8 +172,12 @@ class DistiLLM2(Objective):
 
     def _anchors(self, terms: GroupTerms) -> Mapping[int, Tensor]:
         """The mean gap m that each role's skew adapts to, where it adapts."""
-        if self.skew == "fixed" or (self.form == "paper" and terms.progress.epoch < 1):
+        epoch = self.epochs_before + terms.progress.epoch
+        if self.skew == "fixed" or (self.form == "paper" and epoch < 1):
             return {}
+        if self.anchor_chosen is not None and self.anchor_rejected is not None:
+            new = terms.logps.new_tensor
+            return {1: new(self.anchor_chosen), -1: new(self.anchor_rejected)}
         known = {1: terms.state.get("anchors/chosen"), -1: terms.state.get("anchors/rejected")}
         return {role: anchor for role, anchor in known.items() if anchor is not None}
 

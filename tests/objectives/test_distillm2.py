@@ -154,6 +154,33 @@ def test_anchors_are_the_mean_gaps_of_the_first_steps_and_then_stay() -> None:
     assert replace(objective, skew="fixed").update({}, {}) == {}
 
 
+@pytest.mark.parametrize(
+    ("before", "betas"), [(0, [0.5, 0.5]), (1, [0.5, 0.5]), (3, [0.75, 0.875])]
+)
+def test_the_curriculum_goes_on_over_the_runs_of_a_loop(before: int, betas: list[float]) -> None:
+    """Of four epochs, at 0 and 50 of 100 steps: beta is (before + 0, 0.5) / 4, at least 0.5."""
+    terms = two_columns(one_token_pairs([[0.0, 1.0]]))
+    objective = DistiLLM2(epochs_before=before, epochs_in_all=4)
+    for step, beta in zip((0, 50), betas, strict=True):
+        now = replace(terms, progress=Progress(step=step, max_steps=100))
+        assert objective(now).loss().item() == pytest.approx(beta / 2)
+
+
+def test_anchors_of_an_earlier_run_stand_for_those_of_this_one() -> None:
+    """At epoch 0 of this run, which is not the first of the loop, the skew adapts to them."""
+    gaps = score(DistiLLM2(), logits(0), logits(1)).parts["gaps"]
+    chosen, rejected = 1.1 * gaps[0].item(), 1.05 * gaps[1].item()
+    state = anchors(chosen, rejected)
+    from_state = score(DistiLLM2(), logits(0), logits(1), state=state, progress=LATER)
+    given = DistiLLM2(anchor_chosen=chosen, anchor_rejected=rejected)
+    objective = replace(given, epochs_before=1, epochs_in_all=2)
+    from_field = score(objective, logits(0), logits(1), progress=Progress(step=0, max_steps=10))
+    assert from_field.parts["skews"].tolist() == from_state.parts["skews"].tolist()
+    assert objective.update({}, {}) == {}
+    output = score(given, logits(0), logits(1), progress=Progress(step=0, max_steps=10))
+    assert output.parts["skews"].tolist() == pytest.approx([0.1] * 4)
+
+
 def test_statistics_are_the_gaps_of_each_side() -> None:
     terms = two_columns(
         one_token_pairs([[0.0, 0.0]], logps=[[-2.0, -1.0]], teacher_logps=[[-1.0, -3.0]])
@@ -238,6 +265,8 @@ def test_the_values_of_the_authors_are_reproduced() -> None:
         ({"alpha_rejected": 1.0}, r"DistiLLM2.alpha_rejected is 1.0: it must be .* at most 0.99"),
         ({"skew": "fixed", "alpha_chosen": -0.1}, r"alpha_chosen is -0.1: it must be at least 0"),
         ({"beta0": 1.5}, r"DistiLLM2.beta0 is 1.5: it must be at least 0 and at most 1"),
+        ({"epochs_before": 2, "epochs_in_all": 2}, r"epochs_in_all is 2: it must be at least 3"),
+        ({"anchor_chosen": 0.1}, r"anchor_chosen and anchor_rejected go together"),
         ({"anchor_steps": 0}, r"DistiLLM2.anchor_steps is 0: it must be at least 1"),
         ({"form": "code"}, r"DistiLLM2.form is 'code': choose one of 'paper', 'release'"),
     ],
