@@ -92,9 +92,21 @@ def split_prompts(  # noqa: PLR0913 - all named
     Raises:
         UserError: A row has no prompt, or there are too few, or there is no such model.
     """
-    from alignment.trainers.config import GroupConfig
-    from alignment.trainers.loading import load_tokenizer
+    prompts = distinct_prompts(source)
+    held_out = min(held_out_prompts, int(HELD_OUT_SHARE * len(prompts)))
+    if not held_out:
+        raise UserError(f"{source}: {len(prompts)} distinct prompts are too few to split; give 5")
+    prompts = as_asked(prompts, model, folder)
+    random.Random(seed).shuffle(prompts)
+    _write_prompts(folder, prompts[held_out : held_out + train_prompts], prompts[:held_out])
 
+
+def distinct_prompts(source: Path) -> list[Prompt]:
+    """The prompts of a file in its order, repeated ones once.
+
+    Raises:
+        UserError: The file cannot be read, or a row has no prompt.
+    """
     found: dict[str, Prompt] = {}
     for name, row in read_rows(source):
         try:
@@ -102,15 +114,28 @@ def split_prompts(  # noqa: PLR0913 - all named
         except Reject as error:
             raise UserError(f"{name}: {error}") from None
         found.setdefault(as_text(prompt), prompt)
-    held_out = min(held_out_prompts, int(HELD_OUT_SHARE * len(found)))
-    if not held_out:
-        raise UserError(f"{source}: {len(found)} distinct prompts are too few to split; give 5")
+    return list(found.values())
+
+
+def as_asked(prompts: Iterable[Prompt], model: str, folder: Path) -> list[Prompt]:
+    """Prompts as a user's messages where the model has a chat template, else as they are.
+
+    So data is trained in the form that answers are drawn in.
+
+    Args:
+        prompts: Text or messages.
+        model: A folder or hub id.
+        folder: Of the run.
+
+    Raises:
+        UserError: There is no such model.
+    """
+    from alignment.trainers.config import GroupConfig
+    from alignment.trainers.loading import load_tokenizer
+
     tokenizer = load_tokenizer(model, GroupConfig(output_dir=str(folder)))
-    prompts = list(found.values())
-    if tokenizer.chat_template is not None:
-        prompts = [as_messages(prompt) for prompt in prompts]
-    random.Random(seed).shuffle(prompts)
-    _write_prompts(folder, prompts[held_out : held_out + train_prompts], prompts[:held_out])
+    has_template = tokenizer.chat_template is not None
+    return [as_messages(prompt) if has_template else prompt for prompt in prompts]
 
 
 def find_server(model: str | None, url: str | None, api_key_env: str | None) -> Server:
