@@ -84,6 +84,7 @@ ROOMS = (
             *("alignment.objectives.*", "alignment.llm.*", "data_builders.*", "eval.*"),
             *("alignment.quickstart.*", "alignment.diagnosis.*", "alignment.migration.*"),
             *("alignment.stages", "alignment.comparison.*"),
+            *("alignment.rounds.*", "alignment.loops.*"),
         ),
     ),
     Room(
@@ -92,6 +93,21 @@ ROOMS = (
             *("alignment.comparison", "alignment.comparison.*", "alignment.quickstart.*"),
             *("alignment.stages", "alignment.core.groups", "alignment.core.rows"),
             *("alignment.llm.*", "data_builders.statistics", *FLOOR),
+        ),
+    ),
+    Room(
+        ("alignment.loops", "alignment.loops.*"),
+        (
+            *("alignment.rounds.*", "alignment.core.groups", "alignment.core.rows"),
+            *("data_builders.*", *ENGINE, *FLOOR),
+        ),
+    ),
+    Room(
+        ("alignment.rounds", "alignment.rounds.*"),
+        (
+            *("alignment.rounds.*", "alignment.stages", "alignment.quickstart.inputs", *LAUNCH),
+            *("alignment.core.groups", "alignment.core.rows", "alignment.llm.*"),
+            *("data_builders.*", "eval.*", *FLOOR),
         ),
     ),
     Room(("alignment.stages",), FLOOR, ()),
@@ -230,6 +246,8 @@ OBJECTIVES = [
     if fnmatch(name, "alignment.objectives.*") and name not in CONTRACT
 ]
 
+LOOPS = [n.rpartition(".")[2] for n in MODULES if fnmatch(n, "alignment.loops.*")]
+
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
@@ -353,6 +371,14 @@ def test_the_floor_the_builders_and_the_evaluators_load_no_model_library():
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_loop_has_a_test_a_recipe_and_a_row_in_its_document(name: str):
+    files = (f"tests/loops/test_{name}.py", f"recipes/{name}/loop.yaml")
+    assert [file for file in files if not (ROOT / file).is_file()] == []
+    rows = [line for line in (ROOT / "docs/loops.md").read_text().splitlines() if "|" in line]
+    assert [row for row in rows if f"recipes/{name}/loop.yaml" in row]
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -1,0 +1,1 @@
+"""Loops: one method, one file, named after the method."""

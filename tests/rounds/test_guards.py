@@ -1,0 +1,67 @@
+"""No evaluation prompt enters a round, in whatever shape."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alignment.cli import UserError
+from alignment.core.rows import read_rows
+from alignment.rounds.guards import shuffled, write_admitted, write_pool
+
+LONG = "Tell me in plain words how a sailing boat can go against the wind at all, please."
+
+
+def prompts(path: Path, *texts: str) -> Path:
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    return path
+
+
+@pytest.fixture
+def held_out(tmp_path: Path) -> Path:
+    return prompts(tmp_path / "held_out.jsonl", LONG, "Who was Ada Lovelace?")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "how"),
+    [
+        (LONG, "exact"),
+        ("who was ADA lovelace", "exact"),
+        (f"First an aside about the sea. {LONG[5:]} Then a joke.", "13-gram"),
+        (LONG.replace("boat", "boats"), "near"),
+    ],
+)
+def test_an_evaluation_prompt_is_kept_out_of_a_rounds_data(
+    tmp_path: Path, held_out: Path, prompt: str, how: str
+):
+    data = prompts(tmp_path / "data.jsonl", "Who was Emmy Noether?", prompt)
+    write_admitted(tmp_path / "out.jsonl", data, held_out)
+    assert [row["prompt"] for _, row in read_rows(tmp_path / "out.jsonl")] == [
+        "Who was Emmy Noether?"
+    ]
+    ((_, rejected),) = read_rows(tmp_path / "out.jsonl.rejects.jsonl")
+    assert rejected["reason"] == "evaluation_prompt"
+    assert how in rejected["message"]
+
+
+def test_data_of_evaluation_prompts_alone_is_refused(tmp_path: Path, held_out: Path):
+    with pytest.raises(UserError, match="every prompt is one of the evaluation"):
+        write_admitted(tmp_path / "out.jsonl", prompts(tmp_path / "d.jsonl", LONG), held_out)
+
+
+def test_the_pool_has_each_prompt_once_in_the_models_form(
+    tmp_path: Path, held_out: Path, model_dir: Path
+):
+    source = prompts(tmp_path / "prompts.jsonl", "one", "two", "one", LONG, "three")
+    write_pool(tmp_path / "pool.jsonl", source, held_out, str(model_dir), seed=0)
+    found = [row["prompt"] for _, row in read_rows(tmp_path / "pool.jsonl")]
+    assert sorted(prompt[0]["content"] for prompt in found) == ["one", "three", "two"]
+    assert {prompt[0]["role"] for prompt in found} == {"user"}
+
+
+def test_a_prompt_more_moves_no_other():
+    texts = [f"prompt {number}" for number in range(20)]
+    order = shuffled(texts, seed=1)
+    assert order != texts
+    assert [text for text in shuffled([*texts, "another"], seed=1) if text in texts] == order
+    assert order != shuffled(texts, seed=2)
