@@ -73,6 +73,31 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     return loaded
 
 
+def load_recipe(path: str | Path) -> dict[str, Any]:
+    """The keys of a recipe: those of the recipe that its `extends` names, and its own over them.
+
+    Args:
+        path: A YAML file; the path after `extends` is relative to it.
+
+    Raises:
+        UserError: A file is missing or no mapping, or a recipe extends itself.
+    """
+    merged: dict[str, Any] = {}
+    seen: list[Path] = []
+    following: Path | None = Path(path)
+    while following is not None:
+        seen.append(following.resolve())
+        own = load_yaml(following)
+        extended = own.pop("extends", None)
+        merged = {**own, **merged}
+        if extended is not None and not isinstance(extended, str):
+            raise UserError(f"{following}: `extends` takes the path of a recipe, got `{extended}`")
+        following = None if extended is None else following.parent / extended
+        if following is not None and following.resolve() in seen:
+            raise UserError(f"{path} extends itself, by way of {following}; take one `extends` out")
+    return merged
+
+
 def parse(
     options: type[T],
     argv: Sequence[str],
@@ -103,7 +128,7 @@ def parse(
     flags = _flags(argv, program, bare)
     values: dict[str, Any] = {}
     for path in flags.pop("config", []):
-        for name, value in load_yaml(path).items():
+        for name, value in load_recipe(path).items():
             if name not in fields:
                 raise unknown(f"key in {path}", name, fields)
             values[name] = _convert(value, kinds[name], f"{path}: `{name}`")

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from alignment.cli import UserError, load_yaml, parse, print_error, split, unknown
+from alignment.cli import UserError, load_recipe, load_yaml, parse, print_error, split, unknown
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path("recipes/accelerate")
@@ -127,7 +127,7 @@ def asks_for_cpu(words: Sequence[str]) -> bool:
         name, equals, given = word.partition("=")
         follows = words[index + 1] if index + 1 < len(words) else ""
         if name == "--config" and value is None:
-            value = load_yaml(given if equals else follows).get("use_cpu")
+            value = load_recipe(given if equals else follows).get("use_cpu")
         elif name in ("--use_cpu", "--use-cpu"):
             value = given if equals else "true" if follows.startswith("--") else follows or "true"
     return bool(yaml.safe_load(value) if isinstance(value, str) else value)

@@ -28,7 +28,7 @@ from typing import Any, NoReturn, cast
 
 # TRL's trainers report their use to a server unless they are told not to.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-from alignment.cli import UserError, load_yaml, quieten, run, unknown
+from alignment.cli import UserError, load_recipe, quieten, run, unknown
 
 quieten()
 
@@ -137,25 +137,45 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     Raises:
         UserError: A key is unknown (the nearest known one is named) or a value is out of range.
     """
-    # TRL's parser knows `--config path` only.
-    argv = [part for word in argv for part in _words(word)]
     known = recipe_keys() | {"env"}
-    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
-        if flag == "--config":
-            for key in load_yaml(value):
-                if key not in known:
-                    raise unknown(f"key in {value}", key, known)
-        elif flag.startswith("--"):
-            name = flag[2:].split("=")[0].replace("-", "_")
+    config, words = _from_files(argv, known)
+    for word in words:
+        if word.startswith("--"):
+            flag = word.partition("=")[0]
+            name = flag[2:].replace("-", "_")
             if name == "dry_run":
                 raise UserError("a dry run is started by `alignment train --dry-run`")
             if name not in known and name.removeprefix("no_") not in known and name != "help":
                 raise unknown("option", flag, [f"--{key}" for key in known])
     parser = _Parser(_KINDS, prog="alignment train", description=__doc__)
     try:
-        return Recipe(*parser.parse_args_and_config(argv))
+        # As TRL's parser does with the file that it reads.
+        os.environ.update({key: str(value) for key, value in dict(config.pop("env", {})).items()})
+        parser.set_defaults_with_config(**config)
+        return Recipe(*parser.parse_args_into_dataclasses(args=words))
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(str(error)) from None
+
+
+def _from_files(argv: Sequence[str], known: set[str]) -> tuple[dict[str, Any], list[str]]:
+    """The keys of the files after `--config`, the last going before, and all other words.
+
+    Raises:
+        UserError: A file cannot be read, or a key in it is unknown.
+    """
+    config: dict[str, Any] = {}
+    words = [part for word in argv for part in _words(word)]
+    while "--config" in words:
+        place = words.index("--config")
+        if place + 1 == len(words):
+            raise UserError("`--config` takes the path of a recipe")
+        path = words[place + 1]
+        del words[place : place + 2]
+        for key, value in load_recipe(path).items():
+            if key not in known:
+                raise unknown(f"key in {path}", key, known)
+            config[key] = value
+    return config, words
 
 
 def prepare_data(recipe: Recipe) -> tuple[GroupDataset, GroupDataset | None]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
-from alignment.cli import UserError, load_yaml, nearest, parse, run
+from alignment.cli import UserError, load_recipe, load_yaml, nearest, parse, run
 
 
 @dataclass
@@ -104,6 +104,45 @@ def test_a_file_that_is_no_mapping_is_refused_by_name(tmp_path: Path, text: str)
     path.write_text(text)
     with pytest.raises(UserError, match=r"run\.yaml"):
         load_yaml(path)
+
+
+def test_a_recipe_has_the_keys_of_those_it_extends_and_its_own_go_before(tmp_path: Path) -> None:
+    """Paths are relative to the file that names them; a whole value is replaced, also a mapping."""
+    (tmp_path / "below").mkdir()
+    (tmp_path / "first.yaml").write_text("model: m\nsamples: 1\nkwargs: {a: 1, b: 2}\n")
+    (tmp_path / "below/second.yaml").write_text("extends: ../first.yaml\nsamples: 2\n")
+    third = tmp_path / "third.yaml"
+    third.write_text("extends: below/second.yaml\nkwargs: {a: 3}\n")
+    assert load_recipe(third) == {"model": "m", "samples": 2, "kwargs": {"a": 3}}
+    assert options("--config", str(third), "--samples", "4") == Options(
+        "m", samples=4, kwargs={"a": 3}
+    )
+
+
+def test_a_key_that_is_null_goes_before_the_one_that_is_extended(tmp_path: Path) -> None:
+    (tmp_path / "first.yaml").write_text("model: m\nsamples: 1\n")
+    (tmp_path / "second.yaml").write_text("extends: first.yaml\nsamples: null\n")
+    assert options("--config", str(tmp_path / "second.yaml")).samples is None
+
+
+@pytest.mark.parametrize(
+    ("extended", "message"),
+    [
+        ("other.yaml", "run.yaml extends itself, by way of"),
+        ("run.yaml", "run.yaml extends itself, by way of"),
+        ("missing.yaml", "missing.yaml: No such file"),
+        ("[other.yaml]", "run.yaml: `extends` takes the path of a recipe, got"),
+    ],
+)
+def test_a_recipe_that_cannot_be_extended_is_named(
+    tmp_path: Path, extended: str, message: str
+) -> None:
+    (tmp_path / "run.yaml").write_text(f"extends: {extended}\n")
+    (tmp_path / "other.yaml").write_text("extends: run.yaml\n")
+    with pytest.raises(UserError) as caught:
+        load_recipe(tmp_path / "run.yaml")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_help_lists_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignment.cli import UserError
-from alignment.train import main
+from alignment.train import main, parse_recipe
 from alignment.trainers.base import GroupTrainer
 from tests.tiny import CHAT_TEMPLATE, EOS, save_tiny, tiny_tokenizer
 
@@ -290,6 +290,34 @@ def test_a_recipe_that_cannot_run_is_refused_in_one_line(
 @pytest.mark.parametrize("flag", ["--learning_rat", "--learning-rat", "--learning_rat=1"])
 def test_an_unknown_option_names_the_nearest_one(flag: str, recipe: Recipe):
     assert "`--learning_rate`" in refusal([*recipe(), flag, "1"])
+
+
+def test_a_recipe_may_extend_another_and_set_the_environment(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("ALIGNMENT_TEST", "before")
+    recipe(lora_r=4, learning_rate="1e-4")
+    path = tmp_path / "more.yaml"
+    path.write_text("extends: recipe.yaml\nlora_r: 2\nenv: {ALIGNMENT_TEST: 1}\n")
+    made = parse_recipe(["--config", str(path), "--max_steps", "3"])
+    assert (made.model.lora_r, made.training.learning_rate, made.training.max_steps) == (2, 1e-4, 3)
+    assert os.environ["ALIGNMENT_TEST"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: recipe.yaml\nlora_rank: 2\n", "unknown key in .*more.yaml `lora_rank`; did you"),
+        ("extends: recipe.yaml\nenv: 3\n", "not iterable"),
+    ],
+)
+def test_a_recipe_that_extends_another_is_checked_as_one(
+    recipe: Recipe, tmp_path: Path, text: str, message: str
+):
+    recipe()
+    (tmp_path / "more.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        parse_recipe(["--config", str(tmp_path / "more.yaml")])
 
 
 def test_a_recipe_may_be_named_with_an_equals_sign(recipe: Recipe, out: Path):
