@@ -21,22 +21,21 @@ from alignment.cli import UserError, parse, run, tell
 from alignment.core.rows import read_rows
 from alignment.llm.prompts import as_text, shorten
 from alignment.llm.rows import Reject, Row, prompt_of, response_of
+from eval.answering import AnswerOptions, answered
 from eval.stats import bootstrap_mean
 
 
 @dataclass(kw_only=True)
-class Options:
+class Options(AnswerOptions):
     """Options of `alignment eval translation`."""
 
     references: Path = field(
         metadata={"help": "rows with `prompt`, `reference`, perhaps `source` and `direction`"}
     )
-    answers: tuple[Path, ...] = field(
-        metadata={"help": "files of translations, `prompt` and `response`"}
+    output: Path | None = field(
+        default=None, metadata={"help": "folder for the translations of models that are asked"}
     )
-    baseline: Path | None = field(
-        default=None, metadata={"help": "translations that the others are tested against"}
-    )
+    temperature: float = field(default=0.0, metadata={"help": "of their translations; greedy"})
     comet: tuple[str, ...] = field(
         default=(), metadata={"help": "COMET models: names on the Hub or checkpoints"}
     )
@@ -48,6 +47,11 @@ class Options:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.answers or self.model):
+            raise ValueError("give `--answers` (files of translations) or `--model` to be asked")
+        if self.output is None and (self.model or self.baseline_model):
+            raise ValueError("`--output` is needed: the folder for what the model translates")
         for name in ("resamples", "seed", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1")
@@ -270,6 +274,8 @@ def report(options: Options) -> dict[str, Any]:
         UserError: Files do not fit together, or a metric cannot be had.
     """
     segments = read_segments(options.references)
+    if options.output is not None:
+        options = answered(options, options.references, options.output)
     files = [*([options.baseline] if options.baseline else []), *options.answers]
     systems = {str(path): read_translations(path, segments) for path in files}
     if len(systems) < len(files):

@@ -6,10 +6,9 @@ position consistency, a comparison at matched lengths, Bradley-Terry ratings and
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from alignment.llm.connect import open_ledger, run_rows
 from alignment.llm.ledger import Ledger
 from alignment.llm.prompts import as_text, shorten
 from alignment.llm.rows import Reject, Row, prompt_of, response_of
+from eval.answering import AnswerOptions, answered
 from eval.answers import warn_of_repetition
 from eval.bundle import MANIFEST, seal, unseal
 from eval.judge import Judge, PairJudge, compare
@@ -29,15 +29,11 @@ from eval.tournament import report
 
 
 @dataclass(kw_only=True)
-class Options(JudgeOptions):
-    """Options of `alignment eval winrate`."""
+class Options(AnswerOptions, JudgeOptions):
+    """Options of `alignment eval winrate`; without a baseline each model meets each."""
 
-    answers: tuple[Path, ...] = field(
-        default=(), metadata={"help": "files of rows with `prompt` and `response`, one a model"}
-    )
-    baseline: Path | None = field(
-        default=None,
-        metadata={"help": "file of other answers to the same prompts; unset, each meets each"},
+    prompts: Path | None = field(
+        default=None, metadata={"help": "file of prompts that `--model` answers"}
     )
     output: Path | None = field(
         default=None, metadata={"help": "folder for results.json, verdicts.jsonl and bundle"}
@@ -65,16 +61,23 @@ class Options(JudgeOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.bundle is not None:
-            if self.answers or self.output:
-                raise ValueError("`--bundle` recomputes a run: leave out `--answers`, `--output`")
+            if self.answers or self.model or self.output:
+                raise ValueError(
+                    "`--bundle` recomputes a run: leave out `--answers`, `--model`, `--output`"
+                )
             return
-        if not self.answers:
-            raise ValueError("`alignment eval winrate` needs `--answers` (or `--bundle`)")
-        if self.baseline is None and len(self.answers) < 2:
+        if not (self.answers or self.model):
+            raise ValueError(
+                "`alignment eval winrate` needs `--answers` (or `--model` to be asked, or "
+                "`--bundle`)"
+            )
+        if not (self.baseline or self.baseline_model) and len(self.answers) < 2:
             raise ValueError(
                 "`alignment eval winrate` needs `--baseline` (other answers to the same prompts), "
-                "or several files in `--answers`"
+                "`--baseline-model` (to be asked for them), or several files in `--answers`"
             )
+        if self.prompts is None and (self.model or self.baseline_model):
+            raise ValueError("`--prompts` is needed: the file that the model is to answer")
         if self.output is None:
             raise ValueError("`alignment eval winrate` needs `--output` (a folder)")
 
@@ -170,8 +173,10 @@ def evaluate(options: Options) -> dict[str, Any]:
     Raises:
         UserError: Files do not fit, the judge cannot be asked, or too few verdicts can be read.
     """
-    rows = matches(options)
     folder = Path(str(options.output))
+    if options.prompts is not None:
+        options = answered(options, options.prompts, folder)
+    rows = matches(options)
     verdicts = folder / "verdicts.jsonl"
     with open_ledger(verdicts, options) as ledger:
         judge = _judge(options, ledger)
@@ -264,8 +269,8 @@ def _judge(options: Options, ledger: Ledger) -> PairJudge:
     judge = open_judge(options, ledger)
     if options.max_tokens is None or not isinstance(judge, Judge):
         return judge
-    sampling = dataclasses.replace(judge.sampling, max_tokens=options.max_tokens)
-    return dataclasses.replace(judge, sampling=sampling)
+    sampling = replace(judge.sampling, max_tokens=options.max_tokens)
+    return replace(judge, sampling=sampling)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ HARNESS = tuple(
     f"eval.{name}"
     for name in (
         *("judge", "judge_files", "verdicts", "answers", "bundle", "stats"),
+        "answering",
         *("length_control", "annotations", "alpaca_report"),
         *("judgments", "questions", "coefficients", "labelled_pairs"),
         *("alpaca_judge", "official_prompt", "ratings", "tournament"),

@@ -16,6 +16,8 @@ import pytest
 
 from alignment.__main__ import dispatch
 from alignment.cli import UserError
+from alignment.llm.prompts import as_text
+from alignment.llm.protocol import Request
 from eval.translation import Segment, lexical, paired_bootstrap, read_segments
 
 sacrebleu = pytest.importorskip("sacrebleu", reason="the extra `translation` is not installed")
@@ -249,3 +251,41 @@ def test_a_file_that_is_given_twice_is_told(tmp_path: Path, capsys: pytest.Captu
     path = translations(tmp_path, "a.jsonl", REFERENCES)
     with pytest.raises(UserError, match="given twice"):
         report(tmp_path, capsys, path, argv=("--baseline", path))
+
+
+def fluent(request: Request) -> str:
+    return REFERENCES[int(as_text(request.prompt)[1:])]
+
+
+def halting(request: Request) -> str:
+    assert request.sampling.temperature == 0
+    return worse(fluent(request), 2)
+
+
+def test_models_are_asked_for_translations(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The same numbers as from files of what they say."""
+    references(tmp_path)
+    command = ["eval", "translation", "--references", str(tmp_path / "references.jsonl")]
+    command += ["--output", str(tmp_path / "out"), "--json", "-", "--resamples", "50"]
+    for role, program in (("model", "fluent"), ("baseline-model", "halting")):
+        command += [f"--{role}", f"program:{__name__}.{program}"]
+    dispatch(command)
+    made = json.loads(capsys.readouterr().out)
+    files = [tmp_path / "out" / name for name in ("answers.jsonl", "baseline.jsonl")]
+    argv = ("--baseline", files[1], "--resamples", 50)
+    assert report(tmp_path, capsys, files[0], argv=argv) == made
+    (direction,) = made["directions"].values()
+    assert direction["metrics"]["chrF2"]["systems"][str(files[0])]["score"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "give `--answers` .* or `--model` to be asked"),
+        (["--model", "m"], "`--output` is needed"),
+        (["--model", "m", "--answers", "a"], "give `--model` to be asked or `--answers`, not both"),
+    ],
+)
+def test_translations_come_from_files_or_from_models(argv: list[str], message: str):
+    with pytest.raises(UserError, match=message):
+        dispatch(["eval", "translation", "--references", "r.jsonl", *argv])

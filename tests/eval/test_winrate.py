@@ -10,7 +10,7 @@ from alignment.__main__ import dispatch
 from alignment.cli import UserError, parse
 from alignment.core.rows import read_rows
 from alignment.llm.prompts import as_text, sections
-from alignment.llm.protocol import Request
+from alignment.llm.protocol import Reply, Request
 from eval.winrate import Options
 from tests.llm.server import Answer, Body, last_words, serve
 
@@ -172,3 +172,75 @@ def test_the_recipe_is_one_of_this_evaluator():
 def test_a_program_that_is_not_there_is_one_line(tmp_path: Path):
     with pytest.raises(UserError, match=r"no program `no_such_module\.judge`"):
         run(tmp_path, ANSWERS, BASELINE, judge_model="program:no_such_module.judge")
+
+
+# ---- Answers that are asked for ----
+
+
+def eager(request: Request) -> Reply:
+    """Cut off, which is an answer as well."""
+    return Reply(f"longer {request.sample}", finish_reason="length")
+
+
+def terse(request: Request) -> str:
+    return "a" if as_text(request.prompt) != "p3" else "longer 0"
+
+
+def ask(folder: Path, *argv: str) -> dict[str, Any]:
+    prompts = folder / "prompts.jsonl"
+    rows = ({"prompt": prompt} for prompt in ("p1", "p2", "p3", "p2"))
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["eval", "winrate", "--prompts", str(prompts), "--output", str(folder / "out")]
+    command += ["--model", f"program:{__name__}.eager", "--resamples", "200"]
+    command += ["--judge-model", f"program:{__name__}.judge"]
+    dispatch([*command, *argv])
+    return json.loads((folder / "out" / "results.json").read_text())
+
+
+def test_models_are_asked_for_answers_and_compared(tmp_path: Path):
+    """Of three prompts p1 and p2 (twice) are won, p3 is identical: (1 + 1 + .5) / 3."""
+    results = ask(tmp_path, "--baseline-model", f"program:{__name__}.terse")
+    assert results["win_rate"] == pytest.approx(2.5 / 3)
+    made = [row for _, row in read_rows(tmp_path / "out" / "answers.jsonl")]
+    assert [(row["prompt"], row["response"]) for row in made] == [
+        *(("p1", "longer 0"), ("p2", "longer 0"), ("p3", "longer 0"), ("p2", "longer 1"))
+    ]
+    assert made[0]["sampling"] == {"temperature": 0.7, "max_tokens": 2048, "seed": 0}
+
+
+def test_what_was_asked_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = ask(tmp_path, "--baseline-model", f"program:{__name__}.terse")
+    monkeypatch.setattr(f"{__name__}.eager", lambda _: pytest.fail("asked again"))
+    again = ask(tmp_path, "--baseline-model", f"program:{__name__}.terse", "--resume")
+    assert again == first
+
+
+def going_on(request: Request) -> str:
+    return f"{request.verb} until {' '.join(request.sampling.stop)}"
+
+
+def test_a_text_may_be_gone_on_with_up_to_a_stop(tmp_path: Path):
+    base = ("--baseline-model", f"program:{__name__}.going_on")
+    ask(tmp_path, *base, "--format", "complete", "--stop", "Human:")
+    made = [row for _, row in read_rows(tmp_path / "out" / "baseline.jsonl")]
+    assert {row["response"] for row in made} == {"complete until Human:"}
+
+
+def test_a_model_may_meet_a_file(tmp_path: Path):
+    before = write(tmp_path / "before.jsonl", [(p, "a") for p in ("p1", "p2", "p2", "p3")])
+    assert ask(tmp_path, "--baseline", str(before))["win_rate"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--model", "m", "--baseline-model", "n", "--output", "o"], "`--prompts` is needed"),
+        (["--model", "m", "--output", "o"], "`--baseline-model`"),
+        (["--model", "m", "--answers", "a"], "not both"),
+        (["--baseline-model", "m", "--baseline", "a"], "give `--baseline-model` to be asked or"),
+        (["--model", "m", "--bundle", "b"], "leave out"),
+    ],
+)
+def test_answers_come_from_files_or_from_models(argv: list[str], message: str):
+    with pytest.raises(UserError, match=message):
+        parse(Options, argv, "alignment eval winrate")
