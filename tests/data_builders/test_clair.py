@@ -263,6 +263,32 @@ def test_an_input_without_answers_is_an_error_that_names_the_nearest_column(tmp_
     assert not (tmp_path / "pairs.jsonl").exists()
 
 
+def policy(request: Request) -> str | Reply:
+    """Greets, says nothing, or does not end."""
+    match as_text(request.prompt):
+        case "Be silent.":
+            return " "
+        case "Go on.":
+            return Reply("and then", finish_reason="length")
+    return "Good day"
+
+
+def test_the_model_to_be_trained_answers_rows_without_an_answer(tmp_path: Path):
+    rows = [
+        {"prompt": "Greet me.", "response": "Hello", "model": "small"},
+        *({"prompt": prompt} for prompt in ("Greet her.", "Be silent.", "Go on.")),
+    ]
+    named = f"program:{__name__}.policy"
+    own, drawn = run(tmp_path, rows, "--policy-model", named, "--policy-temperature", "0.5")
+    assert (own["rejected"], own["meta"]["models"]["rejected"]) == ("Hello", "small")
+    assert "policy_sampling" not in own["meta"]
+    assert (drawn["chosen"], drawn["rejected"]) == ("Good day!", "Good day")
+    assert drawn["meta"]["models"]["rejected"] == named
+    assert drawn["meta"]["policy_sampling"] == {"temperature": 0.5, "max_tokens": 2048, "seed": 0}
+    rejects = [row["reason"] for _, row in read_rows(tmp_path / "pairs.jsonl.rejects.jsonl")]
+    assert rejects == ["empty", "truncated"]
+
+
 def test_a_prompt_file_of_ones_own_is_used(tmp_path: Path):
     path = tmp_path / "mine.txt"
     path.write_text("[answer {{ fence }}]\n{{ response }}\n[/answer {{ fence }}]\n----------")
