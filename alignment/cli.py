@@ -268,7 +268,8 @@ def _fit(value: Any, kind: Any) -> Any:
     """The value as the type `kind`; raises ValueError and the like where it is none."""
     origin, args = get_origin(kind) or kind, get_args(kind)
     if origin in (Union, types.UnionType):
-        for arm in sorted(args, key=lambda arm: arm is str):  # everything fits text: try it last
+        # Everything fits text, and a path: null goes before, text comes last.
+        for arm in sorted(args, key=lambda arm: (arm is not type(None), arm is str)):
             with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError):
                 return _fit(value, arm)
         raise ValueError(value)

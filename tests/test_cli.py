@@ -60,6 +60,13 @@ def test_a_value_may_be_negative_and_a_flag_may_be_switched_off() -> None:
     assert (got.learning_rate, got.resume, got.samples) == (-1.0, False, None)
 
 
+def test_null_takes_a_path_of_a_recipe_back(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: m\noutput: out\n")
+    assert options("--config", str(path)).output == Path("out")
+    assert options("--config", str(path), "--output", "null").output is None
+
+
 def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("model: from_file\nlearning_rate: 5e-7\nsamples: 4\nnames: [a]\n")
