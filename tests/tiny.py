@@ -19,7 +19,9 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 VOCAB_SIZE = 320
@@ -53,8 +55,10 @@ _MIXED_LAYERS: dict[str, Any] = {
 }
 _FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "llama": (LlamaConfig, _SHAPE),
+    "qwen2": (Qwen2Config, {**_SHAPE, "tie_word_embeddings": True}),
     "qwen3": (Qwen3Config, {**_SHAPE, "tie_word_embeddings": True}),
     "mistral": (MistralConfig, {**_SHAPE, "sliding_window": WINDOW}),
+    "smollm3": (SmolLM3Config, {**_SHAPE, "no_rope_layer_interval": 2}),
     "gemma3": (Gemma3TextConfig, {**_SHAPE, **_MIXED_LAYERS, "query_pre_attn_scalar": 8}),
     "gpt_oss": (
         GptOssConfig,
