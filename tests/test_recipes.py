@@ -1,4 +1,4 @@
-"""Every file under recipes/ is a whole run: it parses, says how to start it, and trains."""
+"""Every file under recipes/ is a whole run: it parses, says how to start it, and runs."""
 
 import argparse
 import dataclasses
@@ -7,8 +7,11 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
+from itertools import takewhile
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import datasets
 import pytest
@@ -18,10 +21,11 @@ from accelerate.utils import DeepSpeedPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env
 
 from alignment import launch
-from alignment.cli import load_yaml, parse
-from alignment.core.rows import is_local
+from alignment.__main__ import dispatch
+from alignment.cli import load_recipe, load_yaml, parse
+from alignment.core.rows import is_local, read_rows
 from alignment.objectives import load_objective
-from alignment.train import main, parse_recipe
+from alignment.train import Recipe, main, parse_recipe
 from tests.tiny import save_tiny
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +33,9 @@ FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("recipes/**/*.y
 ACCELERATE = [name for name in FILES if name.startswith("recipes/accelerate/")]
 RUNS = [name for name in FILES if name not in ACCELERATE]
 SMOKE = [name for name in RUNS if name.endswith("/smoke.yaml")]
+REAL = [name for name in RUNS if re.search("_(lora|qlora|zero3).yaml$", name)]
+"""What trains a model that is worth having; each has its build and its evaluation."""
+README = (ROOT / "recipes/README.md").read_text(encoding="utf-8")
 
 FIRST_LOSS = {"1": 1.0, "ln 2": math.log(2), "2 ln 2": 2 * math.log(2), "ln 4": math.log(4)}
 """What a header may promise, as a number."""
@@ -52,13 +59,50 @@ def header(name: str) -> str:
 
 def module_of(name: str) -> str:
     """The module that the launch line in a recipe's header starts with this very recipe."""
-    match = re.search(rf"(-m alignment\.train|alignment [\w ]+?) --config {name}\b", header(name))
+    match = re.search(rf"(-m alignment\.train|alignment [\w -]+?) --config {name}\b", header(name))
     assert match, f"{name}: the header has no launch line with `--config {name}`"
     words = match[1].split()
     packages = {"build": "data_builders", "eval": "eval"}
     if words[0] == "-m" or words[1] == "train":
         return "alignment.train"
     return f"{packages.get(words[1], 'alignment.commands')}.{words[-1]}"
+
+
+def options_of(name: str) -> Any:
+    """The options that a recipe of a builder or an evaluator stands for."""
+    return parse(importlib.import_module(module_of(name)).Options, ["--config", name], "alignment")
+
+
+class Command(NamedTuple):
+    """A command of a header or of the README.
+
+    Attributes:
+        verb: Its words before the recipe, such as `build clair`; of training `train`.
+        recipe: The recipe.
+        more: The words after it.
+    """
+
+    verb: str
+    recipe: str
+    more: tuple[str, ...]
+
+
+def commands_in(text: str) -> list[Command]:
+    """The lines that run a recipe, without the words that choose an engine."""
+    found = []
+    for line in text.replace("\\\n", " ").splitlines():
+        if re.match(r" *alignment .*--config ", line):
+            words = shlex.split(line, comments=True)
+            place = words.index("--config")
+            verb = " ".join(words[1 : 2 if words[1] == "train" else place])
+            found.append(Command(verb, words[place + 1], tuple(words[place + 2 :])))
+    return found
+
+
+def commands_of(name: str) -> list[Command]:
+    """The commands in the header of a recipe that trains."""
+    comments = [line[1:] for line in (ROOT / name).read_text().splitlines() if line[:1] == "#"]
+    return commands_in("\n".join(comments))
 
 
 def test_there_are_recipes_of_every_kind():
@@ -80,17 +124,16 @@ def test_a_header_tells_what_it_runs_and_on_what(name: str):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_recipe_parses_and_repeats_no_default(name: str):
-    module = module_of(name)
-    if module == "alignment.train":
-        recipe = parse_recipe(["--config", name])
-        kinds = [type(part) for part in vars(recipe).values()]
+def test_a_recipe_parses_and_repeats_neither_a_default_nor_what_it_extends(name: str):
+    if module_of(name) == "alignment.train":
+        kinds = [type(part) for part in vars(parse_recipe(["--config", name])).values()]
     else:
-        options = importlib.import_module(module).Options
-        parse(options, ["--config", name], "alignment")
-        kinds = [options]
-    defaults = {field.name: field.default for kind in kinds for field in dataclasses.fields(kind)}
-    repeated = [key for key, value in load_yaml(name).items() if defaults[key] == value]
+        kinds = [type(options_of(name))]
+    known = {field.name: field.default for kind in kinds for field in dataclasses.fields(kind)}
+    own = load_yaml(name)
+    if "extends" in own:
+        known |= load_recipe(Path(name).parent / own.pop("extends"))
+    repeated = [key for key, value in own.items() if known[key] == value]
     assert [key for key in repeated if key != "objective"] == []  # a run names its method
 
 
@@ -100,14 +143,50 @@ def test_a_training_recipe_names_what_exists(name: str):
     kwargs = recipe.training.objective_kwargs
     assert not isinstance(kwargs, str)
     objective = load_objective(recipe.training.objective, kwargs)
+    builds = [command for command in commands_of(name) if command.verb.startswith("build")]
+    builders = [importlib.import_module(module_of(command.recipe)) for command in builds]
     cited = set(re.findall(r"arXiv (\d{4}\.\d{5})", header(name)))
-    assert cited <= set(re.findall(r"\d{4}\.\d{5}", type(objective).__doc__ or ""))
+    told = " ".join(str(each.__doc__) for each in (type(objective), *builders))
+    assert cited <= set(re.findall(r"\d{4}\.\d{5}", told))
     assert cited or recipe.training.objective in WITHOUT_ARXIV
-    assert Path(name).parent.name == recipe.training.objective
+    methods = [recipe.training.objective, *(each.__name__.split(".")[1] for each in builders)]
+    assert Path(name).parent.name in methods
+    made = {str(options_of(command.recipe).output) for command in builds}
     sources = [recipe.data.dataset_name, *(d.path for d in recipe.mixture.datasets)]
-    named = [source for source in sources if source is not None]
+    named = {source for source in sources if source is not None}
     assert named
-    assert [path for path in named if is_local(path) and not Path(path).exists()] == []
+    assert [p for p in named - made if is_local(p) and not Path(p).exists()] == []
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_data_training_and_evaluation_are_three_commands_that_fit(name: str):
+    """What one writes the next one reads."""
+    build, train, evaluate = commands_of(name)
+    assert [c.verb.split()[0] for c in (build, train, evaluate)] == ["build", "train", "eval"]
+    assert train == Command("train", name, ())
+    assert ("--launcher zero3 --gpus 8" in header(name)) is name.endswith("_zero3.yaml")
+    recipe = parse_recipe(["--config", name])
+    assert recipe.data.dataset_name == str(options_of(build.recipe).output)
+    for command in (build, evaluate):
+        assert module_of(command.recipe).rpartition(".")[2] == command.verb.split()[1]
+    overridden = dict(zip(evaluate.more[::2], evaluate.more[1::2], strict=True))
+    trained = overridden.get("--model", options_of(evaluate.recipe).model)
+    assert trained == recipe.training.output_dir
+    assert re.search(r"Headline: (.*(unknown|\((P|S|C)\b)|that of \w+_lora.yaml)", header(name))
+    assert re.search("time unknown, never run at this size", header(name))
+
+
+def test_every_run_stands_in_the_readme_of_the_recipes():
+    runs = {re.sub("_(lora|qlora|zero3).yaml$", "", name) for name in REAL}
+    named = {f"recipes/{run}" for run in re.findall(r"`(\w+/\w+)`(?=[,\s].*\|)", README)}
+    assert runs - named == set()
+    for run in runs:
+        single = {f"{run}_lora.yaml", f"{run}_qlora.yaml"} & set(REAL)
+        assert len(single) == 1
+        assert f"{run}_zero3.yaml" in REAL
+    ends = ("_build.yaml", "_eval.yaml")
+    beside = {c.recipe for name in REAL for c in commands_of(name)}
+    assert {name for name in RUNS if name.endswith(ends)} <= beside
 
 
 def launched(name: str, *words: str) -> argparse.Namespace:
@@ -206,3 +285,97 @@ def test_a_smoke_recipe_trains(
     if promised:
         assert steps[0]["loss"] == pytest.approx(FIRST_LOSS[promised[1]], abs=1e-5)
     assert (tmp_path / "adapter_model.safetensors").is_file()
+
+
+# ---- The runs on real models, on tiny ones of the same family ----
+
+FAMILY = {"mistral_7b": "mistral", "qwen25_1_5b": "qwen2", "smollm3_3b": "smollm3"}
+"""By the model in a recipe's name; the others are Llamas."""
+FIRST = {"apo": 1.0, "dpo": math.log(2), "nca": 2 * math.log(2), "infonca": math.log(4)}
+"""What the first loss must be while policy and reference are the same."""
+
+
+class Place:
+    """A folder in which recipes are tried as recipes/README.md says, each command once.
+
+    Args:
+        folder: Gets the tiny models, and all that is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._done: set[str] = set()
+        self._lines = commands_in("\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)))
+
+    def words(self, command: Command) -> list[str]:
+        """A command with the documented words after its recipe, those of the nearest example."""
+
+        def nearness(line: Command) -> tuple[bool, int]:
+            same = Path(line.recipe).parent == Path(command.recipe).parent
+            ends = [reversed(Path(each.recipe).stem.split("_")) for each in (line, command)]
+            alike = takewhile(lambda pair: pair[0] == pair[1], zip(*ends, strict=False))
+            return same, len(list(alike))
+
+        line = max((each for each in self._lines if each.verb == command.verb), key=nearness)
+        model = re.sub("_(on|off)line|_simpo", "", Path(command.recipe).stem).rpartition("_")[0]
+        family = FAMILY.get(model, "llama")
+        more = [re.sub("^runs/tiny", f"runs/{family}", word) for word in line.more]
+        for name in {word for word in more if word.startswith(f"runs/{family}")}:
+            if not Path(name).exists():
+                wide = {"seed": 1, "hidden_size": 48} if name.endswith("-teacher") else {}
+                save_tiny(name, family, **wide)
+        return [*command.verb.split(), "--config", command.recipe, *more]
+
+    def once(self, command: Command) -> None:
+        """Runs a command that several runs share."""
+        if command.recipe not in self._done:
+            dispatch(self.words(command))
+            self._done.add(command.recipe)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """Where recipes find themselves and the programs that stand in for models."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "recipes").symlink_to(ROOT / "recipes")
+    return Place(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_the_three_commands_of_a_recipe_run(
+    name: str, place: Place, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(place.folder)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", place.folder / "cache")
+    build, train, evaluate = commands_of(name)
+    if "merge" in header(name):
+        assert load_recipe(name)["model_name_or_path"].startswith("runs/models/")
+    place.once(build)
+    rows = list(read_rows(options_of(build.recipe).output))
+    assert len(rows) >= 4
+
+    words = place.words(train)
+    recipe = parse_recipe(words[1:])
+    dispatch(words)
+    out = Path(recipe.training.output_dir)
+    assert_trained(recipe, out)
+
+    if not evaluate.more:  # ZeRO-3 differs in the model alone
+        place.once(evaluate)
+        options = options_of(evaluate.recipe)
+        asked = "answers.jsonl" if evaluate.verb == "eval translation" else "results.json"
+        assert (Path(options.output) / asked).is_file()
+
+
+def assert_trained(recipe: Recipe, out: Path) -> None:
+    """One step was taken, on rows of which none was rejected, from where the method must begin."""
+    assert not (out / "rejects.jsonl").exists(), (out / "rejects.jsonl").read_text()[:2000]
+    logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    (step,) = [row for row in logged if "loss" in row]
+    assert math.isfinite(step["loss"])
+    assert step["grad_norm"] > 0
+    if recipe.training.objective in FIRST:
+        assert step["loss"] == pytest.approx(FIRST[recipe.training.objective], abs=2e-2)
+    saved = "adapter_model" if recipe.model.use_peft else "model"
+    assert (out / f"{saved}.safetensors").is_file()
