@@ -115,9 +115,12 @@ def write_selected(  # noqa: PLR0913 - all named
 def roles_of(
     rewards: Sequence[float], vectors: Vectors, how: Selection, k: int, seed: int
 ) -> list[int]:
-    """(n,) 1 for the best answer, the first of equal ones; -1 for the selected; 0 for the rest."""
+    """(n,) 1 for the best answer, the first of equal ones; -1 for the selected; 0 for the rest.
+
+    What is as good as the best is never selected.
+    """
     best = max(range(len(rewards)), key=rewards.__getitem__)
-    others = [index for index in range(len(rewards)) if index != best]
+    others = [index for index, reward in enumerate(rewards) if reward < rewards[best]]
     picked = select(how, vectors[others], [rewards[index] for index in others], k, seed)
     negatives = {others[index] for index in picked}
     return [

@@ -21,6 +21,10 @@ def test_the_best_is_positive_and_k_others_are_negative():
     assert roles == [-1, 1, -1, 0]
 
 
+def test_an_answer_as_good_as_the_best_is_no_negative():
+    assert roles_of([5.0, 5.0, 1.0], np.zeros((3, 1)), "bottom_k", 2, seed=0) == [1, 0, -1]
+
+
 def test_opt_select_covers_what_lies_apart():
     """Beside the best, two answers lie together and one apart: one of each is selected."""
     places = np.array([[5.0], [0.0], [0.1], [9.0]])
