@@ -1,12 +1,12 @@
-"""CUT online and CLAIR on-policy in rounds against one offline round of as many prompts.
+"""CUT online and CLAIR on-policy in rounds against one offline round of as many examples.
 
     python -m benchmarks.loops [--seeds N] [--json FILE] [--folder FOLDER]
 
 In the small world of the quickstart, by `recipes/cut/loop.yaml` and `recipes/clair/loop.yaml`. The
-offline side answers the prompts of all rounds with the start and trains once over them, for as many
-steps as the rounds have together. Each seed has a world and a start of its own. Both sides are
-judged against the start on the same held-out prompts; the interval of their difference is a
-bootstrap over prompts and seeds. Half an hour on two cores for three seeds.
+offline side answers the prompts of all rounds with the start and trains once, on as many examples
+as the rounds have together. Each seed has a world and a start of its own. Both sides are judged
+against the start on the same held-out prompts; the interval of their difference is a bootstrap over
+prompts and seeds.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def start(folder: Path, seed: int, steps: int, prompts: int, held_out: int) -> P
     return folder
 
 
-def run(method: str, world: Path, rounds: int, prompts: int, seed: int) -> dict[str, Any]:
+def run(  # noqa: PLR0913 - all of one loop
+    method: str, world: Path, rounds: int, prompts: int, examples: int, seed: int
+) -> dict[str, Any]:
     """The results of a loop by its recipe.
 
     Args:
@@ -75,6 +77,7 @@ def run(method: str, world: Path, rounds: int, prompts: int, seed: int) -> dict[
         world: Folder of `start`.
         rounds: How many.
         prompts: Of each round.
+        examples: Of each round, at most.
         seed: Of the loop.
     """
     recipe = load_yaml(f"recipes/{method}/loop.yaml")
@@ -85,6 +88,7 @@ def run(method: str, world: Path, rounds: int, prompts: int, seed: int) -> dict[
         "output": world / f"{method}-{rounds}",
         "rounds": rounds,
         "prompts_per_round": prompts,
+        "examples_per_round": examples,
         "seed": seed,
     }
     words = [str(word) for word in words_of({**recipe, **changed})]
@@ -131,6 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=800, help="of each round")
+    parser.add_argument("--examples", type=int, default=200, help="of each round, at most")
     parser.add_argument("--held-out", type=int, default=400)
     parser.add_argument("--sft-steps", type=int, default=1000)
     options = parser.parse_args(arguments)
@@ -142,8 +147,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             world = start(
                 options.folder / f"seed-{seed}", seed, options.sft_steps, total, options.held_out
             )
-            online = run(method, world, options.rounds, options.prompts, seed)
-            pairs.append((online, run(method, world, 1, total, seed)))
+            most = options.examples
+            online = run(method, world, options.rounds, options.prompts, most, seed)
+            offline = run(method, world, 1, total, options.rounds * most, seed)
+            pairs.append((online, offline))
         results[method] = compare(pairs)
         rows.append(_row(method, options.seeds, total, results[method]))
     print(table([_HEAD, *rows]))

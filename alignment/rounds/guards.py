@@ -54,7 +54,7 @@ def write_pool(output: Path, source: Path, held_out: Path, model: str, seed: int
         raise UserError(f"{source}: every prompt is one of {held_out}; give others")
 
 
-def admit(rows: Iterable[Named], held_out: Path, output: Path) -> int:
+def admit(rows: Iterable[Named], held_out: Path, output: Path, most: int | None = None) -> int:
     """Writes the rows whose prompts are none of the evaluation's; the others are rejected.
 
     A prompt counts as one of the evaluation's if all words of a turn agree, or 13 in a row, or most
@@ -64,6 +64,7 @@ def admit(rows: Iterable[Named], held_out: Path, output: Path) -> int:
         rows: Rows with a prompt.
         held_out: The file of evaluation prompts.
         output: Where to.
+        most: How many to write at most, the first; None for all.
 
     Returns:
         How many were written.
@@ -76,17 +77,20 @@ def admit(rows: Iterable[Named], held_out: Path, output: Path) -> int:
             if found is not None:
                 told = f"the prompt is one of the evaluation ({found.how}: {found.source})"
                 file.reject(reject_row(name, row, Reject("evaluation_prompt", told)))
-                continue
-            written += 1
-            file.write(row)
+            elif written == most:
+                told = f"the round has {most} rows already; `examples_per_round` sets how many"
+                file.reject(reject_row(name, row, Reject("over_quota", told)))
+            else:
+                written += 1
+                file.write(row)
     return written
 
 
-def write_admitted(output: Path, source: Path, held_out: Path) -> None:
+def write_admitted(output: Path, source: Path, held_out: Path, most: int | None = None) -> None:
     """Writes a round's data without rows on evaluation prompts, wherever they came from.
 
     Raises:
         UserError: Nothing is left.
     """
-    if not admit(read_rows(source), held_out, output):
+    if not admit(read_rows(source), held_out, output, most):
         raise UserError(f"{source}: every prompt is one of the evaluation; give others")

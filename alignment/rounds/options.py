@@ -59,6 +59,9 @@ class Options:
     held_out: Path = field(metadata={"help": "file of prompts that rounds are evaluated on"})
     output: Path = field(metadata={"help": "folder of the run"})
     prompts_per_round: int = field(metadata={"help": "how many prompts a round answers"})
+    examples_per_round: int | None = field(
+        default=None, metadata={"help": "most examples that a round trains on; unset, all"}
+    )
     rounds: int = field(default=3, metadata={"help": "most rounds"})
     patience: int | None = field(
         default=1, metadata={"help": "rounds without gain after which to stop; null: never"}
@@ -107,7 +110,8 @@ class Options:
     )
 
     def __post_init__(self) -> None:
-        for name in ("prompts_per_round", "rounds", "patience", "threads"):
+        counts = ("prompts_per_round", "examples_per_round", "rounds", "patience", "threads")
+        for name in counts:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}; it must be at least 1")

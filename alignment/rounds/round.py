@@ -173,12 +173,12 @@ class Round:
 
         return self.store.make(self.place, name, settings, work) / "data.jsonl"
 
-    def admitted(self, data: Path) -> Path:
-        """The rows of a file whose prompts are none of the evaluation's."""
-        settings = {"data": data, "held_out": self.held_out, "version": GUARDS}
+    def admitted(self, data: Path, most: int | None = None) -> Path:
+        """The rows of a file whose prompts are none of the evaluation's, the first of them."""
+        settings = {"data": data, "held_out": self.held_out, "most": most, "version": GUARDS}
 
         def work(folder: Path) -> None:
-            write_admitted(folder / "data.jsonl", data, self.held_out)
+            write_admitted(folder / "data.jsonl", data, self.held_out, most)
 
         return self.store.make(self.place, "admitted", settings, work) / "data.jsonl"
 

@@ -213,7 +213,7 @@ class Running:
 
     def _one(self, at: Round, before: Path, at_start: Signs) -> Outcome:
         done = len(self.store.made) - 1  # its prompts are there
-        data = at.admitted(self.loop.data(at))
+        data = at.admitted(self.loop.data(at), self.options.examples_per_round)
         adapter = at.train(data, self.loop.objective, self.loop.training(at))
         at.policy = Policy(self.start.base, adapter)
         answers = at.generate(at.held_out, name="held_out", seed=self.options.seed, samples=1)

@@ -44,6 +44,17 @@ def test_an_evaluation_prompt_is_kept_out_of_a_rounds_data(
     assert how in rejected["message"]
 
 
+def test_no_more_rows_are_admitted_than_wanted_and_the_others_are_listed(
+    tmp_path: Path, held_out: Path
+):
+    data = prompts(tmp_path / "data.jsonl", "one", LONG, "two", "three")
+    write_admitted(tmp_path / "out.jsonl", data, held_out, most=2)
+    kept = [row["prompt"] for _, row in read_rows(tmp_path / "out.jsonl")]
+    assert kept == ["one", "two"]
+    rejects = [row["reason"] for _, row in read_rows(tmp_path / "out.jsonl.rejects.jsonl")]
+    assert rejects == ["evaluation_prompt", "over_quota"]
+
+
 def test_data_of_evaluation_prompts_alone_is_refused(tmp_path: Path, held_out: Path):
     with pytest.raises(UserError, match="every prompt is one of the evaluation"):
         write_admitted(tmp_path / "out.jsonl", prompts(tmp_path / "d.jsonl", LONG), held_out)
