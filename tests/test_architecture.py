@@ -154,7 +154,12 @@ ROOMS = (
         ("alignment.core.packing", "alignment.core.ragged"),
         ("torch",),
     ),
-    Room(("alignment.core.ragged",), ("alignment.core.packing",), ("torch", "transformers")),
+    Room(
+        ("alignment.core.ragged",),
+        ("alignment.core.packing", "alignment.core.cascade"),
+        ("torch", "transformers"),
+    ),
+    Room(("alignment.core.cascade",), ("alignment.core.packing",), ("torch",)),
     Room(("alignment.core.packing",), ("alignment.core.groups",), ("torch",)),
     Room(
         ("alignment.core.divergences",),

@@ -19,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from alignment.core.cascade import cascade, cascades
 from alignment.core.packing import Layout, PackedBatch, Span
 
 RAGGED, FLEX = "ragged_sdpa", "flex_attention"
@@ -50,10 +51,12 @@ class SpanMask(Tensor):
     Attributes:
         spans: What attends to what, each with its (1, 1, n, m) mask over prefix and own positions;
             None where own positions are all there is and none lies beyond the window.
+        windowed: Whether a position does not see all that lies before it.
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     spans: Spans
+    windowed: bool
 
     @staticmethod
     def of(batch: PackedBatch, window: int | None) -> SpanMask:
@@ -67,12 +70,18 @@ class SpanMask(Tensor):
         # Four dimensions: models take it for a mask that is ready for use.
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device).as_subclass(SpanMask)
         mask.spans = [(span, _span_mask(span, window, device)) for span in batch.spans]
+        mask.windowed = window is not None and any(map(window.__lt__, map(_reach, batch.spans)))
         return mask
 
 
-def _span_mask(span: Span, window: int | None, device: torch.device) -> Tensor | None:
+def _reach(span: Span) -> int:
+    """How many positions the last one of a span sees, itself included."""
     (first, last), (start, end) = span
-    keys, queries = last - first + end - start, end - start
+    return last - first + end - start
+
+
+def _span_mask(span: Span, window: int | None, device: torch.device) -> Tensor | None:
+    keys, queries = _reach(span), span.own[1] - span.own[0]
     if keys == queries and (window is None or keys <= window):
         return None
     # Prefix and own positions are consecutive position ids, whatever lies between them in the row.
@@ -92,6 +101,10 @@ def _ragged_attention(
     """SDPA, span by span where the mask says so; the signature is that of transformers."""
     if not isinstance(attention_mask, SpanMask):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    plain = not (attention_mask.windowed or kwargs.get("dropout") or "position_bias" in kwargs)
+    if plain and cascades(query, key, value):
+        spans = [span for span, _ in attention_mask.spans]
+        return cascade(query, key, value, spans, kwargs.get("scaling")), None
 
     def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         given = {**kwargs, "is_causal": None}

@@ -1,4 +1,4 @@
-"""Attention span by span: the values and gradients of autograd's own, and little kept for them."""
+"""Attention by spans: the values and gradients of autograd's own, and little kept for them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -67,7 +67,7 @@ def gradients(output: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return torch.autograd.grad((output * weights).sum(), inputs)
 
 
-@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("window", [None, 3, 100])
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_values_and_gradients_are_those_of_a_dense_softmax(window: int | None, checkpointed: bool):
     mask = masks(window)
@@ -97,15 +97,21 @@ def test_the_backward_pass_has_the_precision_of_the_forward_pass():
         assert float((found - right).norm() / right.norm()) < 2e-2
 
 
-def test_only_query_key_and_value_are_kept_for_the_backward_pass():
-    mask = masks(None)
-    inputs = states(length_of(mask.spans), torch.float64)
-    kept: list[int] = []
+@pytest.mark.parametrize(("window", "further"), [(None, [HEADS, HEADS * WIDTH]), (3, [])])
+def test_inputs_are_kept_for_the_backward_pass_and_at_most_output_and_normaliser(
+    window: int | None, further: list[int]
+):
+    mask = masks(window)
+    length = length_of(mask.spans)
+    inputs = states(length, torch.float64)
+    kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor.data_ptr())
+        kept[tensor.data_ptr()] = tensor.numel()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         ours(*inputs, mask)
-    assert sorted(kept) == sorted(tensor.data_ptr() for tensor in inputs)
+    for tensor in inputs:
+        del kept[tensor.data_ptr()]
+    assert sorted(kept.values()) == [length * count for count in further]
