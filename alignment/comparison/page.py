@@ -45,8 +45,8 @@ def rows_of(results: Results, part: str) -> list[list[str]]:
     names = [m.name for m in METHODS if m.part == part and m.name in results.methods]
     if not names:
         return []
-    heading = ["method", *(title for title, _ in COLUMNS.values()), "seconds", "MB"]
-    start = ["(start)", "0.500"] + [
+    heading = ["method", "seeds", *(title for title, _ in COLUMNS.values()), "seconds", "MB"]
+    start = ["(start)", str(len(results.seeds)), "0.500"] + [
         f"{results.before(name).mean:.{digits}f}" if name in results.start else "0"
         for name, (_, digits) in list(COLUMNS.items())[1:]
     ]
@@ -56,6 +56,7 @@ def rows_of(results: Results, part: str) -> list[list[str]]:
         rows.append(
             [
                 name,
+                str(len(cost["seconds"])),
                 *(_cell(results.of(name, m), digits) for m, (_, digits) in COLUMNS.items()),
                 f"{fmean(cost['seconds']):.0f}",
                 f"{fmean(cost['peak_bytes']) / 1e6:.0f}",

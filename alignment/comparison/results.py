@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -30,7 +30,7 @@ MEASURES = {
 }
 """Measures with a value for each prompt."""
 
-Values = Sequence[Sequence[float]]
+Values: TypeAlias = Mapping[int, Sequence[float]]
 """By seed, by prompt."""
 
 
@@ -50,17 +50,18 @@ class Estimate(NamedTuple):
     seeds: tuple[float, ...]
 
 
-def estimate(values: Values, resamples: int = RESAMPLES) -> Estimate:
+def estimate(values: Iterable[Sequence[float]], resamples: int = RESAMPLES) -> Estimate:
     """The mean of independent values with its interval.
 
     Args:
-        values: By seed, by prompt; seeds may have different prompts.
+        values: Those of each seed, one for each prompt; seeds may have different prompts.
         resamples: Of the bootstrap.
 
     Raises:
         ValueError: There are no values.
     """
-    if not values or not all(len(one) for one in values):
+    values = list(values)
+    if not values or not all(map(len, values)):
         raise ValueError("a mean needs at least one value of each seed")
     rng = np.random.default_rng(0)
     means = np.zeros(resamples)
@@ -80,10 +81,10 @@ class Results:
     Attributes:
         seeds: Those whose start is there.
         start: Measure -> values of the start.
-        methods: Method -> measure -> values, for methods that all seeds have.
-        costs: Method -> seconds of training and bytes of memory, by seed.
-        facts: What is measured of each seed's data, by seed.
-        found: Method -> what its selection of tokens found, by seed, for methods that select.
+        methods: Method -> measure -> values of the seeds that have run it.
+        costs: Method -> seconds of training and bytes of memory, by those seeds.
+        facts: What is measured of each seed's data.
+        found: Method -> what its selection of tokens found, for methods that select, by seed.
     """
 
     seeds: tuple[int, ...]
@@ -95,18 +96,18 @@ class Results:
 
     def of(self, method: str, measure: str) -> Estimate:
         """A measure of a method."""
-        return estimate(self.methods[method][measure])
+        return estimate(self.methods[method][measure].values())
 
     def before(self, measure: str) -> Estimate:
         """A measure of the start."""
-        return estimate(self.start[measure])
+        return estimate(self.start[measure].values())
 
     def gain(self, method: str, measure: str = "right") -> Estimate:
         """A measure of a method minus that of the start, prompt by prompt."""
         return estimate(_differences(self.methods[method][measure], self.start[measure]))
 
     def difference(self, method: str, other: str, measure: str = "right") -> Estimate:
-        """A measure of a method minus that of another, prompt by prompt."""
+        """The same minus that of another method, over the seeds that have both."""
         return estimate(_differences(self.methods[method][measure], self.methods[other][measure]))
 
     def as_json(self) -> dict[str, Any]:
@@ -116,7 +117,8 @@ class Results:
             "start": {name: self.before(name)._asdict() for name in _START},
             "methods": {
                 name: {
-                    **{measure: estimate(values[measure])._asdict() for measure in MEASURES},
+                    "seeds": list(values["right"]),
+                    **{measure: self.of(name, measure)._asdict() for measure in MEASURES},
                     **{cost: list(by_seed) for cost, by_seed in self.costs[name].items()},
                 }
                 for name, values in self.methods.items()
@@ -137,45 +139,48 @@ def gather(output: Path, seeds: Iterable[int], methods: Sequence[Method] = METHO
 
     Args:
         output: Folder of the run.
-        seeds: Those to read.
-        methods: Those to look for; one that not every seed has is left out.
+        seeds: Those to read; one whose start is not finished is left out.
+        methods: Those to look for.
 
     Raises:
         UserError: Nothing is finished yet.
     """
     folders = {seed: output / f"seed-{seed}" for seed in seeds}
-    done = {s: folder for s, folder in folders.items() if (folder / "before.json").is_file()}
+    done = {seed: path for seed, path in folders.items() if (path / "facts.json").is_file()}
     if not done:
         raise UserError(f"{output} holds no finished seed; run `alignment compare` first")
-    starts = [_read(folder / "before.json") for folder in done.values()]
+    starts = {seed: _read(folder / "before.json") for seed, folder in done.items()}
     values, costs, found = {}, {}, {}
     for method in methods:
-        places = [folder / "methods" / method.name for folder in done.values()]
-        if not all((place / "measures.json").is_file() for place in places):
+        places = {seed: folder / "methods" / method.name for seed, folder in done.items()}
+        ran = {s: place for s, place in places.items() if (place / "measures.json").is_file()}
+        if not ran:
             continue
-        measures = [_read(place / "measures.json") for place in places]
-        values[method.name] = {name: [one[name] for one in measures] for name in MEASURES}
-        if "found" in measures[0]:
-            found[method.name] = [one["found"] for one in measures]
-        costs[method.name] = {
-            "seconds": [_read(place / RECORD)["seconds"]["adapter"] for place in places],
-            "peak_bytes": [_read(place / "memory.json")["peak_bytes"] for place in places],
+        measures = {seed: _read(place / "measures.json") for seed, place in ran.items()}
+        values[method.name] = {
+            name: {seed: one[name] for seed, one in measures.items()} for name in MEASURES
         }
-    facts = [_read(folder / "facts.json") for folder in done.values()]
+        if all("found" in one for one in measures.values()):
+            found[method.name] = [one["found"] for one in measures.values()]
+        costs[method.name] = {
+            "seconds": [_read(place / RECORD)["seconds"]["adapter"] for place in ran.values()],
+            "peak_bytes": [_read(place / "memory.json")["peak_bytes"] for place in ran.values()],
+        }
     return Results(
         tuple(done),
-        {name: [start[name] for start in starts] for name in _START},
+        {name: {seed: one[name] for seed, one in starts.items()} for name in _START},
         values,
         costs,
-        facts,
+        [_read(folder / "facts.json") for folder in done.values()],
         found,
     )
 
 
-def _differences(first: Values, second: Values) -> Values:
+def _differences(first: Values, second: Values) -> list[list[float]]:
     return [
-        [one - other for one, other in zip(a, b, strict=True)]
-        for a, b in zip(first, second, strict=True)
+        [one - other for one, other in zip(values, second[seed], strict=True)]
+        for seed, values in first.items()
+        if seed in second
     ]
 
 

@@ -59,11 +59,11 @@ def test_a_check_needs_its_interval_and_every_seed_on_one_side(
 def results_with(**right: float) -> Results:
     """Two seeds of ten prompts; each measure of a method is its number everywhere."""
     values = {
-        name: {measure: [[number] * 10, [number] * 10] for measure in MEASURES}
+        name: {measure: {0: [number] * 10, 1: [number] * 10} for measure in MEASURES}
         for name, number in right.items()
     }
     costs = {name: {"seconds": [1.0, 3.0], "peak_bytes": [1e6, 3e6]} for name in right}
-    start = {measure: [[0.5] * 10, [0.5] * 10] for measure in ("accurate", "right", "length")}
+    start = {m: {0: [0.5] * 10, 1: [0.5] * 10} for m in ("accurate", "right", "length")}
     facts = [
         {
             "advice": {"pairs": [1.0, 0.75], "worse_pairs": [0.0]},
@@ -72,6 +72,14 @@ def results_with(**right: float) -> Results:
         }
     ] * 2
     return Results((0, 1), start, values, costs, facts, {})
+
+
+def test_methods_are_compared_over_the_seeds_that_have_both():
+    results = results_with(dpo=0.7, cpo=0.5)
+    del results.methods["cpo"]["right"][0]  # type: ignore[attr-defined]
+    assert results.of("dpo", "right").seeds == pytest.approx((0.7, 0.7))
+    assert results.difference("dpo", "cpo").seeds == pytest.approx((0.2,))
+    assert results.gain("cpo").seeds == pytest.approx((0.0,))
 
 
 def verdict(name: str, results: Results) -> str:
@@ -134,6 +142,7 @@ def test_an_unknown_method_is_told_with_the_nearest():
 def test_the_table_has_the_start_and_every_method_that_was_run():
     rows = rows_of(results_with(dpo=0.7), "main")
     assert [row[0] for row in rows] == ["method", "(start)", "dpo"]
+    assert rows[2][1] == "2"
     assert rows[2][-2:] == ["2", "2"]
     assert not rows_of(results_with(dpo=0.7), "wider")
     assert set(COLUMNS) == set(MEASURES)
@@ -143,7 +152,7 @@ def test_the_page_stands_beside_its_figure_and_its_numbers(tmp_path: Path):
     page = tmp_path / "docs/evidence.md"
     write(results_with(dpo=0.7, apo_down=0.1, apo_zero_on_worse=0.2), FACTS, page)
     text = page.read_text()
-    assert "| dpo | 0.700 |" in text
+    assert "| dpo | 2 | 0.700 |" in text
     assert (
         "| The wrong APO hurts | [2408.06266](https://arxiv.org/abs/2408.06266) | **confirmed** |"
         in text
