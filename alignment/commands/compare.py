@@ -44,10 +44,13 @@ class Options:
     output: Path = field(default=Path("runs/compare"), metadata={"help": "folder of the run"})
     methods: tuple[str, ...] = field(
         default=("main",),
-        metadata={"help": "names of methods, or of parts: main, claims, wider"},
+        metadata={"help": "names of methods, or of parts: main, claims, wider, free"},
     )
     seeds: tuple[int, ...] = field(
         default=(0, 1, 2), metadata={"help": "each another draw of everything"}
+    )
+    training_free: bool = field(
+        default=False, metadata={"help": "also decode the start in ways that need no training"}
     )
     jobs: int | None = field(
         default=None, metadata={"help": "processes at a time; unset, one per core, 8 at most"}
@@ -127,7 +130,7 @@ def compare(options: Options) -> None:
     Raises:
         UserError: There is no such method, the folder holds another run, or a stage's own.
     """
-    methods = chosen(options.methods)
+    methods = chosen([*options.methods, *(["free"] if options.training_free else [])])
     options.output.mkdir(parents=True, exist_ok=True)
     with locked(options.output / "run"):
         run_all(options, methods)
@@ -141,8 +144,9 @@ def compare(options: Options) -> None:
 
 def _facts(options: Options) -> dict[str, Any]:
     """How the results were made."""
+    free = " --training-free true" if options.training_free else ""
     return {
-        "command": f"alignment compare --methods {' '.join(options.methods)}",
+        "command": f"alignment compare --methods {' '.join(options.methods)}{free}",
         "commit": _commit(),
         "size": options.size._asdict(),
     }

@@ -169,6 +169,30 @@ def measure(seed_folder: Path, folder: Path, method: Method) -> None:
     write_whole(folder / "measures.json", json.dumps(found) + "\n")
 
 
+def measure_answers(folder: Path) -> None:
+    """Measures answers of a way to decode and writes `measures.json`.
+
+    It is no model of its own, so there are no log-probs of texts that it did not write; KL is what
+    `alignment generate` measured. The figures of its report are what decoding takes.
+
+    Args:
+        folder: Of the method, with answers, verdicts and the report.
+    """
+    rows = [row for _, row in read_rows(folder / "answers.jsonl")]
+    texts = read_texts(folder / "answers.jsonl")
+    verdicts = [row for _, row in read_rows(folder / "judged/verdicts.jsonl")]
+    report = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
+    found = {
+        "accurate": [float(world.is_right(*text)) for text in texts],
+        "length": [float(len(text.answer)) for text in texts],
+        "win": [row["score"] for row in verdicts],
+        "kl": [row["meta"]["kl"] for row in rows],
+    }
+    write_whole(folder / "measures.json", json.dumps(found) + "\n")
+    cost = {"peak_bytes": report["memory"], "tokens_per_second": report["tokens_per_second"]}
+    write_whole(folder / "memory.json", json.dumps(cost) + "\n")
+
+
 def divergences(model: Scorer, start: Scorer, texts: Sequence[Text]) -> list[float]:
     """KL(model || start) of each answer in nats, summed over its tokens."""
     both = zip(model.distributions(texts), start.distributions(texts), strict=True)

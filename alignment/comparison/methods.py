@@ -20,23 +20,26 @@ ALIGNED, MISALIGNED = "+", "-"
 """Control tokens of conditional training, which the alphabet has."""
 TEACHER = ("--teacher_model_name_or_path", "{seed}/teacher")
 
-Part = Literal["main", "claims", "wider"]
+Part = Literal["main", "claims", "wider", "free"]
 
 
 @dataclass(frozen=True)
 class Method:
-    """One training.
+    """One training, or one way to decode without it.
 
     Attributes:
         name: Of its row.
-        objective: What it trains with.
+        objective: What it trains with; empty for none.
         data: A file of the seed's data, without `.jsonl`.
         part: In which table it stands: the eight that are always run, what the claims need
-            besides, or the wider field.
+            besides, the wider field, or what is not trained.
         kwargs: The objective's hyper-parameters.
-        words: Options of `alignment train` besides; `{seed}` is the folder of the seed.
+        words: Options of `alignment train` besides, or of `alignment generate` where nothing is
+            trained; `{seed}` is the folder of the seed, `{own}` that of the method.
         responses: Of a group, which decides how many groups a step reads.
         prefix: What the answer is made to begin with, and is not part of it.
+        helper: What decoding needs besides: a model that has seen a third of the start's
+            demonstrations, or a pair of soft prompts tuned on CLAIR's pairs.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Method:
     words: Sequence[str] = ()
     responses: int = 2
     prefix: str = ""
+    helper: Literal["amateur", "soft_prompts"] | None = None
 
 
 _BEST_WORST = ("--pair_rule", "best_worst")
@@ -107,10 +111,36 @@ METHODS = (
         "wider",
         words=(*TEACHER, "--second_teacher_model_name_or_path", "{seed}/teacher-before"),
     ),
+    # Without training.
+    Method("plain", "", "", "free"),
+    Method(
+        "contrastive",
+        "",
+        "",
+        "free",
+        words=("--contrast", "contrastive", "--amateur", "{own}/amateur"),
+        helper="amateur",
+    ),
+    Method(
+        "obrien_lewis",
+        "",
+        "",
+        "free",
+        words=("--contrast", "obrien_lewis", "--amateur", "{own}/amateur"),
+        helper="amateur",
+    ),
+    Method(
+        "adversarial",
+        "",
+        "",
+        "free",
+        words=("--contrast", "adversarial", "--soft-prompts", "{own}/soft_prompts"),
+        helper="soft_prompts",
+    ),
 )
 """In the order in which they are run and shown."""
 
-PARTS = ("main", "claims", "wider")
+PARTS = ("main", "claims", "wider", "free")
 
 
 def chosen(names: Sequence[str]) -> list[Method]:

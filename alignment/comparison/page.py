@@ -30,7 +30,15 @@ TITLES = {
     "main": "Eight methods",
     "claims": "What the claims need besides",
     "wider": "The wider field",
+    "free": "Without training",
 }
+
+FREE = (
+    "The start decoded in other ways, beside what training gives above: "
+    "[decoding.md](decoding.md). `plain` is the start itself. Seconds are those of the answers, MB "
+    "the peak of the whole process. The amateur has seen a third of the start's demonstrations; "
+    "soft prompts were tuned on the pairs that `apo_zero` trains on."
+)
 
 REPORTED = {
     "confirmed": "every interval and every seed lies on the expected side",
@@ -52,16 +60,16 @@ def rows_of(results: Results, part: str) -> list[list[str]]:
     ]
     rows = [heading, [*start, "", ""]]
     for name in names:
-        cost = results.costs[name]
-        rows.append(
-            [
-                name,
-                str(len(cost["seconds"])),
-                *(_cell(results.of(name, m), digits) for m, (_, digits) in COLUMNS.items()),
-                f"{fmean(cost['seconds']):.0f}",
-                f"{fmean(cost['peak_bytes']) / 1e6:.0f}",
-            ]
-        )
+        cost, values = results.costs[name], results.methods[name]
+        cells = [
+            _cell(results.of(name, measure), digits) if measure in values else ""
+            for measure, (_, digits) in COLUMNS.items()
+        ]
+        seconds = f"{fmean(cost['seconds']):.0f}"
+        if "tokens_per_second" in cost:
+            seconds += f" ({fmean(cost['tokens_per_second']):.0f} tokens/s)"
+        memory = f"{fmean(cost['peak_bytes']) / 1e6:.0f}"
+        rows.append([name, str(len(cost["seconds"])), *cells, seconds, memory])
     return rows
 
 
@@ -145,6 +153,8 @@ def _lines(
         if rows:
             yield f"## {TITLES[part]}"
             yield ""
+            if part == "free":
+                yield from (FREE, "")
             yield from _markdown(rows)
             yield ""
     yield from ("## The papers' claims", "")

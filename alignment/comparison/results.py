@@ -82,7 +82,8 @@ class Results:
         seeds: Those whose start is there.
         start: Measure -> values of the start.
         methods: Method -> measure -> values of the seeds that have run it.
-        costs: Method -> seconds of training and bytes of memory, by those seeds.
+        costs: Method -> seconds of training, or of answering, bytes of memory and what else was
+            taken down, by those seeds.
         facts: What is measured of each seed's data.
         found: Method -> what its selection of tokens found, for methods that select, by seed.
     """
@@ -117,8 +118,8 @@ class Results:
             "start": {name: self.before(name)._asdict() for name in _START},
             "methods": {
                 name: {
-                    "seeds": list(values["right"]),
-                    **{measure: self.of(name, measure)._asdict() for measure in MEASURES},
+                    "seeds": list(values["win"]),
+                    **{measure: self.of(name, measure)._asdict() for measure in values},
                     **{cost: list(by_seed) for cost, by_seed in self.costs[name].items()},
                 }
                 for name, values in self.methods.items()
@@ -158,13 +159,17 @@ def gather(output: Path, seeds: Iterable[int], methods: Sequence[Method] = METHO
             continue
         measures = {seed: _read(place / "measures.json") for seed, place in ran.items()}
         values[method.name] = {
-            name: {seed: one[name] for seed, one in measures.items()} for name in MEASURES
+            name: {seed: one[name] for seed, one in measures.items()}
+            for name in MEASURES
+            if all(name in one for one in measures.values())
         }
         if all("found" in one for one in measures.values()):
             found[method.name] = [one["found"] for one in measures.values()]
+        longest = "adapter" if method.objective else "answers"
+        taken = [_read(place / "memory.json") for place in ran.values()]
         costs[method.name] = {
-            "seconds": [_read(place / RECORD)["seconds"]["adapter"] for place in ran.values()],
-            "peak_bytes": [_read(place / "memory.json")["peak_bytes"] for place in ran.values()],
+            "seconds": [_read(place / RECORD)["seconds"][longest] for place in ran.values()],
+            **{cost: [one[cost] for one in taken] for cost in taken[0]},
         }
     return Results(
         tuple(done),

@@ -13,7 +13,7 @@ import psutil
 
 from alignment.comparison import material
 from alignment.comparison.facts import ADVISED, write_facts
-from alignment.comparison.measures import measure, measure_start, open_answers
+from alignment.comparison.measures import measure, measure_answers, measure_start, open_answers
 from alignment.comparison.methods import ALIGNED, MISALIGNED, Method
 from alignment.core.rows import read_rows
 from alignment.llm.prompts import as_messages, as_text
@@ -93,18 +93,12 @@ def shared(folder: Path, size: Size, seed: int) -> list[Stage]:
                 for row in rows[: size.train_prompts // 2]:
                     file.write({"prompt": as_messages(f"{as_text(prompt_of(row))}{hint}")})
 
-    def learn(name: str, start: str, rows: str, steps: int, rate: float) -> Stage:
-        words: Words = (
-            *("--model_name_or_path", folder / start, "--dataset_name", folder / rows),
-            *("--objective", "sft", "--max_steps", steps, "--global_batch_size", 32),
-            *("--per_device_train_batch_size", 32, "--learning_rate", rate, "--warmup_steps", 30),
-            *(*_CPU, "--logging_steps", 20, "--save_steps", 200, "--seed", seed),
-        )
-        return training(name, words, folder / name)
+    def model(name: str, start: str, rows: str, steps: int, rate: float) -> Stage:
+        return learn(folder, folder / name, start, steps, rate, seed, rows)
 
-    def sample(model: str, prompts: str, name: str, samples: int) -> Stage:
+    def sample(writer: str, prompts: str, name: str, samples: int) -> Stage:
         words: Words = (
-            *("--model", folder / model, "--prompts", folder / f"prompts/{prompts}.jsonl"),
+            *("--model", folder / writer, "--prompts", folder / f"prompts/{prompts}.jsonl"),
             *("--output", folder / f"answers/{name}.jsonl", "--samples", samples),
             *(*_SAMPLING, "--chunk_size", 256 // samples, "--seed", seed),
         )
@@ -120,10 +114,10 @@ def shared(folder: Path, size: Size, seed: int) -> list[Stage]:
 
     return [
         Stage("inputs", made, inputs),
-        learn("start", "blank", "demonstrations.jsonl", size.sft_steps, 2e-3),
-        learn("teacher-before", "teacher-blank", "demonstrations.jsonl", size.sft_steps, 2e-3),
-        learn("teacher", "teacher-before", "faultless.jsonl", fewer, 5e-4),
-        learn("simulator", "start", "hinted.jsonl", fewer, 1e-3),
+        model("start", "blank", "demonstrations.jsonl", size.sft_steps, 2e-3),
+        model("teacher-before", "teacher-blank", "demonstrations.jsonl", size.sft_steps, 2e-3),
+        model("teacher", "teacher-before", "faultless.jsonl", fewer, 5e-4),
+        model("simulator", "start", "hinted.jsonl", fewer, 1e-3),
         sample("start", "train", "start", SAMPLES),
         sample("teacher", "train", "teacher", 1),
         *(sample("simulator", name, name, 2 if name == "plain" else 1) for name in _HINTS),
@@ -159,6 +153,35 @@ def _built(folder: Path, seed: int) -> list[Stage]:
     ]
 
 
+def learn(  # noqa: PLR0913 - what a training is
+    folder: Path,
+    output: Path,
+    start: str,
+    steps: int,
+    rate: float,
+    seed: int,
+    rows: str = "demonstrations.jsonl",
+) -> Stage:
+    """Full training on demonstrations.
+
+    Args:
+        folder: Of the seed.
+        output: Folder of the model.
+        start: The model to start from, in the folder of the seed.
+        steps: Of the optimiser.
+        rate: Learning rate.
+        seed: Of the order of rows.
+        rows: The demonstrations, in the folder of the seed.
+    """
+    words: Words = (
+        *("--model_name_or_path", folder / start, "--dataset_name", folder / rows),
+        *("--objective", "sft", "--max_steps", steps, "--global_batch_size", 32),
+        *("--per_device_train_batch_size", 32, "--learning_rate", rate, "--warmup_steps", 30),
+        *(*_CPU, "--logging_steps", 20, "--save_steps", 200, "--seed", seed),
+    )
+    return training(output.name, words, output)
+
+
 def advice(folder: Path, data: str, seed: int) -> Stage:
     """Whether pairs ask for APO-zero or APO-down."""
     words: Words = (
@@ -179,7 +202,9 @@ def of_method(method: Method, seed_folder: Path, size: Size, seed: int) -> list[
         seed: Of the seed's folder; also of training and draws.
     """
     folder = seed_folder / "methods" / method.name
-    adapter, answers = folder / "adapter", folder / "answers.jsonl"
+    if not method.objective:
+        return _without_training(method, seed_folder, size, seed)
+    adapter = folder / "adapter"
     groups = RESPONSES // method.responses
     words = [str(word).format(seed=seed_folder) for word in method.words]
     learn: Words = (
@@ -193,15 +218,52 @@ def of_method(method: Method, seed_folder: Path, size: Size, seed: int) -> list[
         *("--logging_steps", 5, "--save_steps", 1_000_000, "--seed", seed, *words),
     )
     sample: Words = (*("--model", adapter, *_SAMPLING, "--chunk_size", 256, "--seed", seed),)
-    compare: Words = (
-        *("--answers", answers, "--baseline", seed_folder / "answers/before.jsonl"),
-        *("--output", folder / "judged", "--judge-model", JUDGE, "--seed", seed),
-    )
     return [
         _with_memory(training("adapter", learn, adapter), folder / "memory.json"),
         *_answers(method, sample, seed_folder, folder),
-        command("judged", "eval winrate", compare),
+        _judged(seed_folder, folder, seed),
         Stage("measures", {"version": VERSION}, lambda: measure(seed_folder, folder, method)),
+    ]
+
+
+def _judged(seed_folder: Path, folder: Path, seed: int) -> Stage:
+    """Answers against those of the start."""
+    words: Words = (
+        *("--answers", folder / "answers.jsonl"),
+        *("--baseline", seed_folder / "answers/before.jsonl"),
+        *("--output", folder / "judged", "--judge-model", JUDGE, "--seed", seed),
+    )
+    return command("judged", "eval winrate", words)
+
+
+def _without_training(method: Method, seed_folder: Path, size: Size, seed: int) -> list[Stage]:
+    """A way to decode from the start: what it needs, answers, verdicts, measures."""
+    folder, start = seed_folder / "methods" / method.name, seed_folder / "start"
+    words = [str(word).format(seed=seed_folder, own=folder) for word in method.words]
+    sample: Words = (
+        *("--model", start, "--prompts", seed_folder / "prompts/held_out.jsonl"),
+        *("--output", folder / "answers.jsonl", *_SAMPLING, "--chunk_size", 256, "--seed", seed),
+        *("--kl-from", start, "--report", folder / "figures.json", *words),
+    )
+    steps = max(1, size.sft_steps // 3)
+    helpers = {
+        "amateur": lambda: learn(seed_folder, folder / "amateur", "blank", steps, 2e-3, seed),
+        "soft_prompts": lambda: command(
+            "soft prompts",
+            "soft_prompts",
+            (
+                *("--model", start, "--input", seed_folder / "pairs.jsonl"),
+                *("--output", folder / "soft_prompts", "--steps", size.steps),
+                *("--tokens", 8, "--device", "cpu", "--seed", seed),
+            ),
+            (),
+        ),
+    }
+    return [
+        *([helpers[method.helper]()] if method.helper else []),
+        command("answers", "generate", sample),
+        _judged(seed_folder, folder, seed),
+        Stage("measures", {"version": VERSION}, lambda: measure_answers(folder)),
     ]
 
 

@@ -123,8 +123,21 @@ def test_every_claim_names_methods_that_exist_and_says_what_it_expects():
 def test_every_method_has_an_objective_that_takes_its_hyper_parameters():
     assert len({method.name for method in METHODS}) == len(METHODS)
     for method in METHODS:
-        assert load_objective(method.objective, dict(method.kwargs))
         assert method.part in PARTS
+        assert bool(method.objective) == (method.part != "free")
+        if method.objective:
+            assert load_objective(method.objective, dict(method.kwargs))
+
+
+def test_ways_to_decode_have_no_log_probs_and_say_how_fast_they_are():
+    results = results_with(contrastive=0.6)
+    for measure in ("right", "chosen", "rejected"):
+        del results.methods["contrastive"][measure]  # type: ignore[attr-defined]
+    results.costs["contrastive"]["tokens_per_second"] = [10.0, 20.0]  # type: ignore[index]
+    _, _, row = rows_of(results, "free")
+    assert row[4:7] == ["", "", ""]
+    assert row[-2] == "2 (15 tokens/s)"
+    assert set(results.as_json()["methods"]["contrastive"]) >= {"win", "kl", "tokens_per_second"}
 
 
 @pytest.mark.parametrize(
