@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path("recipes/accelerate")
 
 _LAUNCHED = "ALIGNMENT_LAUNCHED"
-"""Set where this module tells the errors of processes, so that they keep them to themselves."""
+"""Set to the command line where this module tells the errors of processes in their place."""
 
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Where a process of torch's launcher leaves its last word."""
@@ -93,12 +94,23 @@ def main(argv: list[str]) -> None:
     gpus = 0 if asks_for_cpu(words) else visible_gpus()
     kind = str(load_yaml(path).get("distributed_type", "NO"))
     count = processes_of_machine(options, kind, path, gpus)
-    os.environ[_LAUNCHED] = "1"
+    os.environ[_LAUNCHED] = command_line(argv)
     # The report of torch's launcher on a failed process is replaced by ours.
     os.environ.setdefault("LOGLEVEL", "CRITICAL")
     if gpus == 0:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     _start(accelerate_words(options, path, count, on_cpu=gpus == 0) + words)
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """The command as it was typed, also in a process that it has started; without tokens."""
+    words, secret = ["alignment", "train"], False
+    for word in argv:
+        name, equals, _ = word.partition("=")
+        is_token = name.replace("-", "_") == "__hub_token"
+        words.append("***" if secret else f"{name}=***" if is_token and equals else word)
+        secret = is_token and not equals
+    return os.environ.get(_LAUNCHED) or shlex.join(words)
 
 
 def configuration(name: str) -> Path:

@@ -55,6 +55,7 @@ from alignment.trainers.checkpoints import checkpoints, resolve
 from alignment.trainers.config import GroupConfig
 from alignment.trainers.engine import check_engine
 from alignment.trainers.loading import load_tokenizer
+from alignment.trainers.record import Provenance
 from alignment.trainers.teacher import Frozen, check_frozen
 
 logger = logging.getLogger("alignment")
@@ -259,6 +260,7 @@ def main(argv: list[str] | None = None) -> None:
         logging.getLogger().setLevel(logging.WARNING)
         disable_progress_bars()
     trainer = build_trainer(recipe)
+    trainer.provenance = provenance(recipe, argv)
     args = recipe.training
     with _telling_how_to_go_on(Path(args.output_dir)):
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -270,6 +272,17 @@ def main(argv: list[str] | None = None) -> None:
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=recipe.data.dataset_name)
     trainer.accelerator.end_training()
+
+
+def provenance(recipe: Recipe, argv: Sequence[str]) -> Provenance:
+    """What a run's record says of command and data."""
+    held_out = recipe.mixture.test_split_size
+    train, evaluation = _train_sources(recipe), _eval_sources(recipe)
+    return Provenance(
+        launch.command_line(argv),
+        tuple(source.path for source in train),
+        tuple(source.path for source in (train if held_out is not None else evaluation)),
+    )
 
 
 def _last_evaluation(trainer: GroupTrainer) -> dict[str, float]:

@@ -15,7 +15,14 @@ import torch
 from alignment import launch
 from alignment.__main__ import dispatch
 from alignment.cli import UserError
-from alignment.launch import Options, accelerate_words, asks_for_cpu, configuration, tell
+from alignment.launch import (
+    Options,
+    accelerate_words,
+    asks_for_cpu,
+    command_line,
+    configuration,
+    tell,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = str(ROOT / "recipes/apo/smoke.yaml")
@@ -245,3 +252,11 @@ def test_a_fault_that_all_processes_meet_is_told_in_one_line(tmp_path: Path, mod
     assert len(errors) == 1
     assert errors[0].startswith("error: no such file: absent.jsonl [rank ")
     assert "Traceback" not in done.stderr
+
+
+def test_the_command_line_is_the_one_typed_without_tokens(monkeypatch: pytest.MonkeyPatch):
+    words = ["--hub_token", "hf_secret", "--hub-token=hf_secret", "--seed", "1"]
+    told = command_line(words)
+    assert told == "alignment train --hub_token '***' '--hub-token=***' --seed 1"
+    monkeypatch.setenv("ALIGNMENT_LAUNCHED", "alignment train --launcher zero3")
+    assert command_line(["--seed", "1"]) == "alignment train --launcher zero3"

@@ -6,11 +6,46 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from alignment.objectives.base import Objective
+
+_ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
+
+
+class Description(NamedTuple):
+    """What the docstring of an objective says of it.
+
+    Attributes:
+        summary: Its first line.
+        paper: Title, identifier and what of it is computed; None where there is none.
+        formula: The formula in text; None where the docstring has none.
+        arxiv: Identifiers of the papers on arXiv.
+    """
+
+    summary: str
+    paper: str | None
+    formula: str | None
+    arxiv: tuple[str, ...]
+
+
+def describe(objective: Objective) -> Description:
+    """Reads the docstring of an objective's class, one of the user's own too."""
+    parts = [
+        " ".join(part.split()) for part in (inspect.getdoc(type(objective)) or "").split("\n\n")
+    ]
+
+    def section(title: str) -> str | None:
+        found = (part.removeprefix(title).strip() for part in parts if part.startswith(title))
+        return next(found, None)
+
+    paper = section("Paper:")
+    if paper is not None and paper.startswith("none"):
+        paper = None
+    return Description(parts[0], paper, section("Formula:"), tuple(_ARXIV.findall(paper or "")))
 
 
 def available_objectives() -> list[str]:

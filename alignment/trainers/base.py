@@ -37,6 +37,7 @@ from alignment.trainers.callbacks import (
     StepHooks,
     TokenProgress,
 )
+from alignment.trainers.card import write_card
 from alignment.trainers.checkpoints import (
     check_origin,
     resolve,
@@ -47,6 +48,7 @@ from alignment.trainers.loading import load_policy, load_tokenizer, prepare_froz
 from alignment.trainers.metrics import MeanLedger, pop_loss, response_metrics, term_means
 from alignment.trainers.out_of_memory import SplittingStep
 from alignment.trainers.probe import Probe
+from alignment.trainers.record import Provenance, RunFile, count
 from alignment.trainers.rows import preparation, prepared, prepared_splits
 from alignment.trainers.saved_weights import save_checked
 from alignment.trainers.start import prepare_start
@@ -147,6 +149,7 @@ class GroupTrainer(_BaseTrainer):
         self._splitting = SplittingStep(self, super().training_step)
         self.metrics_file = MetricsFile(Path(args.output_dir) / "metrics.jsonl")
         self.data_report = train_groups.report
+        self.provenance = Provenance()
 
         super().__init__(
             model=policy.model,
@@ -197,6 +200,7 @@ class GroupTrainer(_BaseTrainer):
     def _add_own_callbacks(self) -> None:
         self.add_callback(StepHooks(self))
         self.add_callback(self.metrics_file)
+        self.add_callback(RunFile(self))
         if self.args.probe_steps is not None:
             self.add_callback(Probe(self))
         self.pop_callback(PrinterCallback)
@@ -251,8 +255,7 @@ class GroupTrainer(_BaseTrainer):
 
     @functools.cached_property
     def _num_parameters(self) -> int:
-        parameters = self.unwrap(self.model).parameters()
-        return sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
+        return count(self.unwrap(self.model).parameters())
 
     # ---- Resuming ----
 
@@ -447,3 +450,20 @@ class GroupTrainer(_BaseTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Saves the policy and reads it back; no pickle and no frozen copy is part of it."""
         save_checked(self, super()._save, Path(output_dir or self.args.output_dir), state_dict)
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+    ) -> None:
+        """Writes the model card anew, as before a push to the Hub.
+
+        Args:
+            model_name: Its title; the name of the output folder by default.
+            dataset_name: Taken by the base class; the card names the data that was trained on.
+            tags: Further tags.
+        """
+        if self.is_world_process_zero():
+            more = [tags] if isinstance(tags, str) else tags or []
+            write_card(self, Path(self.args.output_dir), name=model_name, tags=more)

@@ -22,6 +22,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from alignment.cli import UserError
 from alignment.core.scoring import REFERENCE_ADAPTER
+from alignment.trainers.card import CARD, is_own, write_card
 from alignment.trainers.checkpoints import WRITTEN, replacing
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def save_checked(
 ) -> None:
     """Saves the policy aside, reads it back, and moves it to its place if it is as in memory.
 
-    No pickle and no frozen copy of an adapter is part of it.
+    Its card goes with it, unless the folder has a README of its own. No pickle and no frozen copy
+    of an adapter is part of it.
 
     Args:
         trainer: Whose policy it is; all of its processes take part.
@@ -57,12 +59,16 @@ def save_checked(
     if not args.should_save:
         save(str(folder), state_dict)
         return
+    replaces_card = is_own(folder / CARD)
     learned = any(entry.get("learning_rate", 0.0) > 0 for entry in trainer.state.log_history)
     with replacing(folder, folder / WRITTEN, Path(args.output_dir)):
         staged = folder / WRITTEN
         save(str(staged), state_dict)
         (staged / TRAINING_ARGS_NAME).unlink()
         shutil.rmtree(staged / REFERENCE_ADAPTER, ignore_errors=True)
+        if replaces_card:
+            (staged / CARD).unlink(missing_ok=True)  # the form that peft leaves to be filled in
+        write_card(trainer, staged)
         check_saved(staged, expected, learned=learned)
 
 
