@@ -86,6 +86,7 @@ ROOMS = (
             *("alignment.quickstart.*", "alignment.diagnosis.*", "alignment.migration.*"),
             *("alignment.stages", "alignment.comparison.*"),
             *("alignment.rounds.*", "alignment.loops.*"),
+            *("alignment.pages.*", "alignment.reporting.*"),
         ),
     ),
     Room(
@@ -120,11 +121,24 @@ ROOMS = (
         ),
     ),
     Room(
+        ("alignment.reporting", "alignment.reporting.*"),
+        (
+            *("alignment.reporting.*", "alignment.data_tools.*", "alignment.pages.*"),
+            *("eval.*", "alignment.core.rows", *FLOOR),
+        ),
+        (),
+    ),
+    Room(
         ("alignment.data_tools", "alignment.data_tools.*"),
         (
-            *("alignment.data_tools.*", "data_builders.*", "eval.*"),
+            *("alignment.data_tools.*", "alignment.pages.*", "data_builders.*", "eval.*"),
             *("alignment.core.groups", "alignment.core.rows", *CONNECT, *ENGINE, *FLOOR),
         ),
+    ),
+    Room(
+        ("alignment.pages", "alignment.pages.*"),
+        ("alignment", "alignment.pages.*", *FLOOR),
+        ("jinja2", "markupsafe"),
     ),
     Room(("alignment.train",), (*LAUNCH, "alignment.trainers.*", *TRAINING)),
     Room(LAUNCH, FLOOR, ("accelerate", "torch", "yaml")),
@@ -137,7 +151,7 @@ ROOMS = (
         ("alignment.migration.*", "alignment.cli"),
         ("yaml",),
     ),
-    Room(("alignment.trainers.*",), ("alignment.trainers.*", *TRAINING)),
+    Room(("alignment.trainers.*",), ("alignment", "alignment.trainers.*", *TRAINING)),
     Room(("alignment.data",), ("alignment.core.*", *CONTRACT, *FLOOR)),
     Room(
         ("alignment.core.preflight",),
@@ -234,6 +248,7 @@ KNOWN_BY = {
 LIGHT = (
     *("alignment", "alignment.__main__", "alignment.core.groups", "alignment.core.rows", *FLOOR),
     *(*CONNECT, *ENGINE, "data_builders*", "eval*", "alignment.data_tools*"),
+    *("alignment.pages*", "alignment.reporting*", "alignment.commands.report"),
     *(*LAUNCH, *CONNECT, *ENGINE, "data_builders*", "eval*"),
 )
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "openai")

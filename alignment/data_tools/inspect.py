@@ -1,6 +1,6 @@
 """Look at a file of rows: columns, lengths, contrast, rejects, and pairs side by side.
 
-alignment data inspect pairs.jsonl --examples 5 --tokenizer MODEL
+alignment data inspect pairs.jsonl --examples 5 --tokenizer MODEL --html pairs.html
 """
 
 from __future__ import annotations
@@ -38,12 +38,18 @@ class Options:
     json: str | None = field(
         default=None, metadata={"help": "file for the figures; `-` prints them and nothing else"}
     )
+    html: Path | None = field(
+        default=None, metadata={"help": "file for a page to read, filter and search the rows in"}
+    )
+    html_rows: int = field(
+        default=10_000, metadata={"help": "rows of that page; of more, so many are drawn"}
+    )
     width: int | None = field(
         default=None, metadata={"help": "columns to use; those of the terminal, 100 without one"}
     )
 
     def __post_init__(self) -> None:
-        for name, least in (("examples", 0), ("longest", 0), ("width", 20)):
+        for name, least in (("examples", 0), ("longest", 0), ("width", 20), ("html_rows", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"`{name}` is {value}; it must be at least {least}")
@@ -62,7 +68,13 @@ def main(argv: list[str]) -> None:
     figures = json.dumps(made.as_dict(), indent=2) + "\n"
     if options.json not in (None, "-"):
         Path(str(options.json)).write_text(figures, encoding="utf-8")
-    _print(figures if options.json == "-" else _shown(made, options))
+    shown = figures if options.json == "-" else _shown(made, options)
+    if options.html is not None:
+        from alignment.data_tools.viewer import write_viewer
+
+        write_viewer(options.file, options.html, most=options.html_rows, seed=options.seed)
+        shown += "" if options.json == "-" else f"written to {options.html}\n"
+    _print(shown)
 
 
 def _shown(made: Inspection, options: Options) -> str:

@@ -7,8 +7,10 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from alignment.cli import UserError
 from alignment.core.groups import (
@@ -24,6 +26,8 @@ from alignment.llm.prompts import as_text
 from alignment.llm.rows import Row
 from data_builders.overlap import EvalPrompts
 from data_builders.statistics import Collector, Statistics, format_of
+
+T = TypeVar("T")
 
 _ROLES = {CHOSEN: "chosen", REJECTED: "rejected"}
 
@@ -112,6 +116,34 @@ class Inspection:
         return {**asdict(self), "statistics": self.statistics.as_dict()}
 
 
+class Draw(Generic[T]):
+    """Some of the items of a stream, each drawn with the same chance (algorithm R).
+
+    Args:
+        size: How many to draw.
+        seed: Of the draw.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self._size = size
+        self._rng = random.Random(seed)
+        self._drawn: list[tuple[int, T]] = []
+        self.seen = 0
+
+    def add(self, make: Callable[[], T]) -> None:
+        """Takes note of an item, which is made only where it is drawn."""
+        self.seen += 1
+        place = self._rng.randrange(self.seen)
+        if len(self._drawn) < self._size:
+            self._drawn.append((self.seen, make()))
+        elif place < self._size:
+            self._drawn[place] = (self.seen, make())
+
+    def items(self) -> list[T]:
+        """What was drawn, in the order of the stream."""
+        return [item for _, item in sorted(self._drawn, key=itemgetter(0))]
+
+
 def inspect_file(
     path: Path,
     *,
@@ -136,9 +168,7 @@ def inspect_file(
     columns: dict[str, Counter[str]] = {}
     unread = _Losses()
     overlap: list[dict[str, str]] = []
-    drawn: list[tuple[int, Example]] = []
-    rng = random.Random(seed)
-    read = 0
+    drawn: Draw[Example] = Draw(examples, seed)
     for name, row in read_rows(path):
         for column, value in row.items():
             columns.setdefault(column, Counter())[kind_of(value)] += 1
@@ -149,12 +179,7 @@ def inspect_file(
             continue
         if evaluation is not None and (found := evaluation.find(group.prompt)):
             overlap.append({"row": name, "how": found.how, "source": found.source})
-        read += 1
-        place = rng.randrange(read)  # each row is drawn with the same chance (algorithm R)
-        if len(drawn) < examples:
-            drawn.append((read, _example(name, row, group)))
-        elif place < examples:
-            drawn[place] = (read, _example(name, row, group))
+        drawn.add(partial(example_of, name, row, group))
     if not columns:
         raise UserError(f"{path}: the file holds no rows")
     return Inspection(
@@ -162,12 +187,12 @@ def inspect_file(
         bytes=path.stat().st_size,
         columns={name: dict(kinds.most_common()) for name, kinds in columns.items()},
         unread=unread.done(),
-        rejects=_rejects(path.with_name(path.name + ".rejects.jsonl")),
+        rejects=_rejects(rejects_path(path)),
         report=_report(path.with_name(path.name + ".report.json")),
         unit="characters" if length is None else "tokens",
         statistics=collector.statistics(),
         overlap=None if evaluation is None else overlap,
-        examples=[example for _, example in sorted(drawn, key=lambda pair: pair[0])],
+        examples=drawn.items(),
     )
 
 
@@ -201,6 +226,11 @@ class _Losses:
         return Losses(self._reasons.total(), dict(self._reasons.most_common()), self._first)
 
 
+def rejects_path(path: Path) -> Path:
+    """Where the builder of a file lists what it has dropped."""
+    return path.with_name(path.name + ".rejects.jsonl")
+
+
 def _rejects(path: Path) -> Losses | None:
     """What a builder has dropped; parts of rows that were kept are not counted."""
     if not path.is_file():
@@ -223,7 +253,14 @@ def _report(path: Path) -> dict[str, Any] | None:
     return {name: loaded.get(name) for name in names}
 
 
-def _example(name: str, row: Row, group: Group) -> Example:
+def example_of(name: str, row: Row, group: Group) -> Example:
+    """A row as it is shown.
+
+    Args:
+        name: File and line.
+        row: Its columns.
+        group: What training makes of it.
+    """
     responses = [response for response in group.responses if response.twin is None]
     judgment = row.get("judgment")
     form = format_of(group)

@@ -6,9 +6,7 @@ the cursor, ring or change the order of the letters is shown by its code.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
@@ -17,25 +15,13 @@ from rich.text import Text
 
 from alignment.data_tools.differences import Piece, differing
 from alignment.data_tools.inspection import Example, Inspection, Losses, Side
+from alignment.data_tools.wording import WORST_SHOWN, built, contrast, counts
+from alignment.pages.printable import printable
 
-_UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
-)
 _STYLES = {"chosen": "bold green", "rejected": "bold red", "response": "bold cyan"}
 """Of the words in which a response differs from the best or the chosen one."""
 _NARROW = 60
 """Columns below which two texts stand one under the other."""
-_WORST_SHOWN = 5
-"""Reasons shown of rows that are lost."""
-
-
-def printable(text: str) -> str:
-    """The text with codes in place of control characters other than line break and tab.
-
-    Marks that turn the direction of writing, invisible ones and halves of surrogate pairs count
-    too.
-    """
-    return _UNPRINTABLE.sub(_code, text)
 
 
 def show(inspection: Inspection, console: Console, longest: int) -> None:
@@ -57,8 +43,8 @@ def _figures(made: Inspection) -> Iterable[RenderableType]:
     read = statistics.rows + made.unread.count
     yield _text(f"{made.file}: {read} rows, {made.bytes:,} bytes", "bold")
     if made.report is not None:
-        yield _text(_built(made.report))
-    yield _table("columns", [(name, _counts(kinds)) for name, kinds in made.columns.items()])
+        yield _text(built(made.report))
+    yield _table("columns", [(name, counts(kinds)) for name, kinds in made.columns.items()])
     labels = {f"of these {name}": count for name, count in statistics.labels.items()}
     formats = {**statistics.formats, **labels}
     yield _table("rows", [(name, str(count)) for name, count in formats.items()])
@@ -66,53 +52,16 @@ def _figures(made: Inspection) -> Iterable[RenderableType]:
         yield _losses("rows that training would reject", made.unread)
     if statistics.lengths:
         yield _lengths(f"lengths in {made.unit}", statistics.lengths)
-    yield _table("contrast", list(_contrast(made)))
+    yield _table("contrast", list(contrast(made)))
     if made.rejects is not None:
         yield _losses("rows that the builder dropped", made.rejects)
 
 
-def _built(report: Mapping[str, Any]) -> str:
-    models = ", ".join(f"{role} {of['model']}" for role, of in (report["models"] or {}).items())
-    dropped = sum((report["dropped"] or {}).values())
-    told = f"built by {report['builder']}, version {report['version']}"
-    return f"{told}: kept {report['kept']} rows, dropped {dropped}{f'; {models}' if models else ''}"
-
-
-def _contrast(made: Inspection) -> Iterable[tuple[str, str]]:
-    pairs, groups = made.statistics.pairs, made.statistics.groups
-    if pairs is not None:
-        yield "pairs", str(pairs.pairs)
-        yield "chosen is longer", f"{pairs.length_win_rate:.1%}, as long {pairs.length_ties:.1%}"
-        yield "Jaccard of words", f"{pairs.jaccard:.3f}"
-        yield (
-            "edit distance",
-            f"{pairs.edit_distance:.1f} characters, {pairs.normalised_edit_distance:.3f} of the "
-            "longer side",
-        )
-    if groups is not None:
-        gap = (
-            ""
-            if groups.reward_gap is None
-            else f"; best minus worst reward {groups.reward_gap:.3f}"
-        )
-        yield "groups", f"{groups.groups} of {groups.smallest} to {groups.largest} responses{gap}"
-        yield "ties", f"best {groups.tie_best}, worst {groups.tie_worst}, no gap {groups.no_gap}"
-        yield "the same text twice", f"{groups.repeated} groups"
-        if groups.no_reward:
-            yield "a reward is missing", f"{groups.no_reward} groups"
-    near = made.statistics.near_duplicates
-    yield "near-duplicates", f"{near['prompts']} prompts, {near['responses']} responses"
-    if made.overlap is not None:
-        rows = ", ".join(hit["row"] for hit in made.overlap[:_WORST_SHOWN])
-        more = ", ..." if len(made.overlap) > _WORST_SHOWN else ""
-        yield "evaluation prompts", f"{len(made.overlap)} rows{f': {rows}{more}' if rows else ''}"
-
-
 def _losses(title: str, losses: Losses) -> Table:
-    shown = [*losses.reasons.items()][:_WORST_SHOWN]
+    shown = [*losses.reasons.items()][:WORST_SHOWN]
     rows = [(reason, str(count), losses.first[reason]) for reason, count in shown]
-    if len(losses.reasons) > _WORST_SHOWN:
-        rows.append(("...", f"{len(losses.reasons) - _WORST_SHOWN} more reasons", ""))
+    if len(losses.reasons) > WORST_SHOWN:
+        rows.append(("...", f"{len(losses.reasons) - WORST_SHOWN} more reasons", ""))
     return _table(f"{title}: {losses.count}", rows)
 
 
@@ -200,16 +149,5 @@ def _more(hidden: int) -> str:
     return f" ... {hidden} more characters"
 
 
-def _counts(kinds: Mapping[str, int]) -> str:
-    if len(kinds) == 1:
-        return next(iter(kinds))
-    return ", ".join(f"{kind} {count}" for kind, count in kinds.items())
-
-
 def _text(text: str, style: str = "") -> Text:
     return Text(printable(text), style)
-
-
-def _code(match: re.Match[str]) -> str:
-    number = ord(match[0])
-    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"

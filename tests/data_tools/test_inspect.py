@@ -20,7 +20,8 @@ from alignment.cli import UserError
 from alignment.core.rows import read_rows
 from alignment.data_tools.differences import Piece, differing
 from alignment.data_tools.inspection import inspect_file, kind_of
-from alignment.data_tools.terminal import printable, show
+from alignment.data_tools.terminal import show
+from alignment.pages.printable import printable
 from data_builders.overlap import EvalPrompts
 
 PAIR = {"prompt": "Name a cat.", "chosen": "A black cat.", "rejected": "A black dog."}
