@@ -43,8 +43,8 @@ def test_rows_of_every_format_come_with_their_sides(tmp_path: Path):
 
 
 def test_rows_that_are_lost_come_with_reason_message_and_text(tmp_path: Path):
-    path = write(tmp_path / "rows.jsonl", [PAIR, {"promt": "p"}])
-    rejects = [
+    path = write(tmp_path / "rows.jsonl", [dict(PAIR), {"promt": "p"}])
+    rejects: list[dict[str, Any]] = [
         {"source": "in:7", "reason": "identical", "message": "the same", "row": {"prompt": "q"}},
         {"source": "in:8", "reason": "late", "message": "no time", "row": {}, "partial": True},
     ]

@@ -108,7 +108,7 @@ def test_foreign_text_ends_no_cell_no_code_and_no_front_matter(trainer: GroupTra
     run["data"]["train"], run["settings"] = [HOSTILE], {"learning_rate": HOSTILE}
     text = card_text(run, trainer.state.log_history, HOSTILE)
     card = ModelCard(text, ignore_metadata_errors=False)
-    assert card.data.license is None
+    assert card.data.get("license") is None
     page = MarkdownIt("commonmark", {"html": True}).enable("table").render(card.text)
     assert page.count("&lt;script&gt;") == 5  # title, start, summary, data, setting
     assert not re.search("<(script|img|a) ?", page)

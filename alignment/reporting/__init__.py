@@ -1,0 +1,1 @@
+"""What a finished run was, gathered from its files into sections of a page."""
