@@ -67,7 +67,7 @@ class CUT(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "threshold", above=0.0)
+        check_range(self, "threshold", least=0.0)
         check_range(self, "weight", least=0.0)
         check_range(self, "gamma", least=0.0)
 
