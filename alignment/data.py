@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PairRule = Literal["best_worst"]
-_FORMAT = "3"
+_FORMAT = "4"
 """Part of the cache's key; raised when the same rows become other ids than before."""
 
 NamedRows = Iterable[tuple[str, "Mapping[str, Any] | Group"]]
@@ -388,6 +388,7 @@ def _wanted(group: Group, objective: Objective) -> tuple[Response, ...]:
             response,
             reward=response.reward if "reward" in objective.needs else None,
             weight=1.0 if response.weight is None else response.weight,
+            aspects=response.aspects if "aspects" in objective.needs else None,
             spans=response.spans if "spans" in objective.needs else None,
             segments=scored_segments(response) if "scores" in objective.needs else None,
         )
@@ -430,6 +431,8 @@ def check_needs(group: Group, objective: Objective) -> None:
             f"{name} needs one response of role -1 and at least one of role 1; this row has "
             f"{there}: add `roles`",
         )
+    if "aspects" in objective.needs:
+        _check_aspects(group, name, getattr(objective, "dimensions", None))
     if "spans" in objective.needs and any(r.spans is None for r in group.responses):
         raise RowError(
             "lacks_spans",
@@ -447,6 +450,18 @@ def check_needs(group: Group, objective: Objective) -> None:
         raise RowError(
             "lacks_roles",
             f"{name} needs `chosen` and `rejected`, or a `label`; this row has {there}: {remedy}",
+        )
+
+
+def _check_aspects(group: Group, name: str, dimensions: int | None) -> None:
+    """Checks that a group is judged in as many dimensions as an objective weighs."""
+    found = {None if r.aspects is None else len(r.aspects) for r in group.responses}
+    if found != {dimensions}:
+        there = "none" if None in found else f"{max(filter(None, found))}"
+        raise RowError(
+            "lacks_aspects",
+            f"{name} needs `aspects`, {dimensions} numbers for each response (null where nobody "
+            f"judged); this row has {there}",
         )
 
 
@@ -470,6 +485,7 @@ def _features() -> datasets.Features:
             "role": List(Value("int8")),
             "reward": List(Value("float64")),
             "weight": List(Value("float64")),
+            "aspects": List(List(Value("float64"))),
             "twin": ids,
             "mark": List(List(Value("int8"))),
             "score": List(List(Value("float32"))),

@@ -5,6 +5,7 @@ This is the only file that knows column names. It needs nothing but the standard
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -63,6 +64,7 @@ class Response:
         role: `CHOSEN` (also desirable, teacher's), `REJECTED` (also undesirable, student's) or
             `NEITHER`.
         weight: Weight of this response from the data.
+        aspects: Labels in several dimensions, higher is better, NaN where nobody judged.
         prompt: The prompt this response is read under where that is not the group's: a judged view.
         twin: For a judged view, the index in the group of the plain view of the same response.
         model: Who wrote it.
@@ -74,6 +76,7 @@ class Response:
     reward: float | None = None
     role: int = NEITHER
     weight: float | None = None
+    aspects: tuple[float, ...] | None = None
     prompt: Content | None = None
     twin: int | None = None
     model: str | None = None
@@ -126,6 +129,7 @@ def group_from_row(row: Mapping[str, Any]) -> Group:
     | `prompt`, `chosen`, `rejected` (TRL; `prompt` may be implicit) | a pair |
     | `prompt`, `responses`, `rewards` (or `text` and `reward` in each) | a scored group |
     | `prompt`, `responses`, `roles` (1, 0, -1; or `role` in each) | a group with sides |
+    | `prompt`, `responses`, `aspects` (a list of numbers for each) | a group with several labels |
     | `instruction`, `completions` (UltraFeedback) | a scored group |
     | `prompt`, `completion`, `label` (TRL unpaired) | one response, desirable or not |
     | `prompt`, `completion` or `messages` (TRL) | one response |
@@ -293,6 +297,9 @@ def _group_columns(responses: Sequence[Response]) -> dict[str, Any]:
         unset = (None, NEITHER) if name == "role" else (None, "")
         if any(value not in unset for value in values):
             columns[f"{name}s"] = values
+    aspects = [response.aspects for response in responses]
+    if None not in aspects:
+        columns["aspects"] = [[None if math.isnan(x) else x for x in own or ()] for own in aspects]
     return columns
 
 
@@ -326,11 +333,12 @@ def _pair(row: Mapping[str, Any]) -> Group:
 
 
 def _scored(row: Mapping[str, Any]) -> Group:
-    items, rewards, models, roles = (
-        _list(row, name) for name in ("responses", "rewards", "models", "roles")
+    items, rewards, models, roles, aspects = (
+        _list(row, name) for name in ("responses", "rewards", "models", "roles", "aspects")
     )
     items = items or []
-    for name, values in (("rewards", rewards), ("models", models), ("roles", roles)):
+    labels = {"rewards": rewards, "models": models, "roles": roles, "aspects": aspects}
+    for name, values in labels.items():
         if values is not None and len(values) != len(items):
             raise RowError(
                 "length_mismatch", f"{len(items)} `responses` but {len(values)} `{name}`"
@@ -346,10 +354,25 @@ def _scored(row: Mapping[str, Any]) -> Group:
                 if reward is None and rewards is None
                 else _finite(reward, f"rewards[{index}]"),
                 _role(roles[index] if roles is not None else record.get("role", NEITHER), index),
+                aspects=None if aspects is None else _aspects(aspects, index),
                 model=models[index] if models is not None else record.get("model"),
             )
         )
     return Group(row.get("prompt", row.get("instruction", "")), tuple(responses), _meta(row))
+
+
+def _aspects(aspects: Sequence[Any], index: int) -> tuple[float, ...]:
+    """The labels of one response, as many as the first has; a null is NaN."""
+    own, first = aspects[index], aspects[0]
+    if not isinstance(own, list | tuple) or not own or len(own) != len(first):
+        raise RowError(
+            "bad_type",
+            f"`aspects[{index}]` is {own!r}: it must be as many numbers as in `aspects[0]`",
+        )
+    return tuple(
+        math.nan if value is None else _finite(value, f"aspects[{index}][{place}]")
+        for place, value in enumerate(own)
+    )
 
 
 def _ultrafeedback(row: Mapping[str, Any]) -> Group:

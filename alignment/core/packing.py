@@ -36,6 +36,7 @@ class TokenGroup:
         role: K values of +1, -1 or 0.
         reward: K labels or None.
         weight: K weights or None.
+        aspects: K lists of labels in M dimensions, NaN where nobody judged, or None.
         twin: K indices within the group, -1 where there is none, or None.
         ref_logps: K lists of stored reference log-probs, one per response token, or None.
         mark: K lists of +1, -1 or 0, one per response token, or None.
@@ -49,6 +50,7 @@ class TokenGroup:
     role: Sequence[int]
     reward: Sequence[float] | None = None
     weight: Sequence[float] | None = None
+    aspects: Sequence[Sequence[float]] | None = None
     twin: Sequence[int] | None = None
     ref_logps: Sequence[Sequence[float]] | None = None
     mark: Sequence[Sequence[int]] | None = None
@@ -118,6 +120,7 @@ class PackedBatch:
         role: (R,) int64.
         reward: (R,) float32 or None.
         weight: (R,) float32 or None.
+        aspects: (R, M) float32 or None.
         twin: (R,) int64 or None.
         ref_logps: (N,) float32 stored values or None.
         mark: (N,) int64 or None.
@@ -139,6 +142,7 @@ class PackedBatch:
     role: Tensor
     reward: Tensor | None
     weight: Tensor | None
+    aspects: Tensor | None
     twin: Tensor | None
     ref_logps: Tensor | None
     mark: Tensor | None
@@ -358,6 +362,7 @@ def _assemble(
         role=torch.tensor([role for group in groups for role in group.role]),
         reward=_labels([group.reward for group in groups]),
         weight=_labels([group.weight for group in groups]),
+        aspects=_labels([group.aspects for group in groups]),
         twin=_twins(groups),
         ref_logps=_token_labels([group.ref_logps for group in groups]),
         mark=_token_labels([group.mark for group in groups], torch.int64),
@@ -375,9 +380,10 @@ def _token_labels(
 
 
 def _labels(
-    values: Sequence[Sequence[float] | None], dtype: torch.dtype = torch.float32
+    values: Sequence[Sequence[float] | Sequence[Sequence[float]] | None],
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor | None:
-    """One flat tensor, or None where no group has the label.
+    """The labels of all groups one after the other, or None where no group has them.
 
     Raises:
         ValueError: Some groups have the label and some have not.
@@ -387,7 +393,7 @@ def _labels(
         return None
     if len(present) < len(values):
         raise ValueError("some groups of one batch carry a label that others lack")
-    return torch.tensor([number for value in present for number in value], dtype=dtype)
+    return torch.tensor([label for value in present for label in value], dtype=dtype)
 
 
 def _twins(groups: Sequence[TokenGroup]) -> Tensor | None:

@@ -106,6 +106,7 @@ class Renderer:
             scores.append(score and score[: len(response_ids)])
         rewards = [response.reward for response in group.responses]
         weights = [response.weight for response in group.responses]
+        aspects = [response.aspects for response in group.responses]
         twins = [response.twin for response in group.responses]
         for twin, view in zip(twins, responses, strict=True):
             if twin is not None and view != responses[twin]:
@@ -120,6 +121,7 @@ class Renderer:
             role=[response.role for response in group.responses],
             reward=None if None in rewards else rewards,
             weight=None if None in weights else weights,
+            aspects=None if None in aspects else aspects,
             twin=None if set(twins) == {None} else [-1 if t is None else t for t in twins],
             mark=None if None in marks else marks,
             score=None if None in scores else scores,

@@ -180,6 +180,7 @@ class Scorer:
         reference_is_start: The reference is the policy before its first step, so it must be stored.
         second_ref_model: A second frozen reference, where the objective needs one.
         second_teacher: A second frozen teacher, where the objective needs one.
+        steer: Sets the preference of the policy's adapter, for objectives that have one.
     """
 
     objective: Objective
@@ -190,6 +191,7 @@ class Scorer:
     reference_is_start: bool = False
     second_ref_model: nn.Module | None = None
     second_teacher: nn.Module | None = None
+    steer: Callable[[Sequence[float]], None] | None = None
 
     def __call__(
         self,
@@ -201,6 +203,9 @@ class Scorer:
         """Scores a batch under the policy and whatever the objective compares it with."""
         progress, state = progress or Progress(), state or {}
         labels = functools.partial(label_terms, batch, progress=progress, state=state)
+        preference = self.objective.steering(progress)
+        if preference is not None and self.steer is not None:
+            self.steer(preference)
 
         def specs_of(logps: Tensor, teacher_logps: Tensor) -> Sequence[DivergenceSpec]:
             return self.objective.divergences(labels(logps=logps, teacher_logps=teacher_logps))
@@ -348,6 +353,7 @@ def label_terms(batch: PackedBatch, **values: Any) -> GroupTerms:
         role=batch.role,
         reward=batch.reward,
         weight=batch.weight,
+        aspects=batch.aspects,
         twin=batch.twin,
         mark=batch.mark,
         score=batch.score,

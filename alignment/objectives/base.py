@@ -35,6 +35,7 @@ Need = Literal[
     "edits",
     "spans",
     "scores",
+    "aspects",
 ]
 DivergenceKind = Literal[
     "skewed_forward_kl",
@@ -56,12 +57,14 @@ class Progress(NamedTuple):
         max_steps: Optimiser steps of the whole run.
         epoch: Epochs finished, a fraction inside an epoch.
         epochs: Epochs of the whole run.
+        evaluating: No step follows from what is computed.
     """
 
     step: int = 0
     max_steps: int = 1
     epoch: float = 0.0
     epochs: float = 1.0
+    evaluating: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,8 @@ class GroupTerms:
             0 neither.
         reward: (R,) label from the data, higher is better; None where the data has none.
         weight: (R,) weight of a response from the data; None where the data has none.
+        aspects: (R, M) labels in M dimensions from the data, higher is better, NaN where nobody
+            judged; None where none was asked for.
         twin: (R,) int64, set on a judged view only: the index of its plain view; -1 elsewhere.
         ref_logps: (N,) nats, detached; None where no reference was asked for.
         second_ref_logps: (N,) nats, detached, those of the second reference; None where none was
@@ -178,6 +183,7 @@ class GroupTerms:
     role: Tensor
     reward: Tensor | None = None
     weight: Tensor | None = None
+    aspects: Tensor | None = None
     twin: Tensor | None = None
     ref_logps: Tensor | None = None
     second_ref_logps: Tensor | None = None
@@ -212,11 +218,13 @@ class GroupTerms:
                 raise ValueError(
                     f"GroupTerms.{name} has shape {tuple(value.shape)}, expected {shape}"
                 )
-        if self.divergences is not None and self.divergences.shape[:1] != tokens:
-            raise ValueError(
-                f"GroupTerms.divergences has shape {tuple(self.divergences.shape)}, "
-                f"expected ({tokens[0]}, D)"
-            )
+        for name, rows, columns in (("divergences", tokens, "D"), ("aspects", responses, "M")):
+            table = getattr(self, name)
+            if table is not None and (table.dim() != 2 or table.shape[:1] != rows):
+                raise ValueError(
+                    f"GroupTerms.{name} has shape {tuple(table.shape)}, "
+                    f"expected ({rows[0]}, {columns})"
+                )
         for name, count in (("response_of_token", responses[0]), ("group_of_response", None)):
             ids = getattr(self, name)
             if ids.dtype != torch.int64:
@@ -320,10 +328,10 @@ class Objective(ABC):
         Of models: `reference`, `second_reference`, `teacher`, `second_teacher`, or `values` (a head
         that is trained along and gives one number per token). Of data: `reward`, `role` (every
         response is +1 or -1), `pairs` (one chosen and one rejected response per group),
-        `one_rejected` (one rejected response and at least one chosen), `twin`, and per token
-        `edits` (marks of what was edited between the two sides of a pair), `spans` (marks of
-        flagged spans) or `scores` (of segments). A subclass sets it as a class variable, or as a
-        property where it depends on its fields.
+        `one_rejected` (one rejected response and at least one chosen), `twin`, `aspects` (labels in
+        several dimensions), and per token `edits` (marks of what was edited between the two sides
+        of a pair), `spans` (marks of flagged spans) or `scores` (of segments). A subclass sets it
+        as a class variable, or as a property where it depends on its fields.
         """
         return frozenset()
 
@@ -350,6 +358,10 @@ class Objective(ABC):
             terms: Labels, progress and state.
         """
         return "gradient"
+
+    def steering(self, progress: Progress) -> tuple[float, ...] | None:
+        """The weights of dimensions that steer the adapter at a step; None for none."""
+        return None
 
     def update(
         self, state: Mapping[str, Tensor], statistics: Mapping[str, Mean]

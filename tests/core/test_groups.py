@@ -1,5 +1,6 @@
 """Rows of every known format become groups, and what cannot be used says why."""
 
+import math
 import random
 from dataclasses import replace
 from typing import Any
@@ -458,3 +459,37 @@ def test_a_judged_view_has_no_row():
 def test_the_words_of_messages_are_their_contents_line_by_line():
     assert text_of("abc") == "abc"
     assert text_of([user("a"), {"role": "assistant", "content": None}, assistant("b")]) == "a\n\nb"
+
+
+def test_responses_with_labels_in_several_dimensions_are_a_group_and_a_row_again():
+    row = {
+        "prompt": "Hi",
+        "responses": ["one", "two"],
+        "aspects": [[1, 0.5], [0, None]],
+    }
+    group = group_from_row(row)
+    first, second = (response.aspects for response in group.responses)
+    assert first == (1.0, 0.5)
+    assert second is not None
+    assert second[0] == 0.0
+    assert math.isnan(second[1])
+    assert row_from_group(group) == row
+
+
+@pytest.mark.parametrize(
+    ("aspects", "reason"),
+    [
+        ([[1, 2]], "length_mismatch"),
+        ([[1, 2], [1]], "bad_type"),
+        ([1, 2], "bad_type"),
+        ([[], []], "bad_type"),
+        ([[1, 2], [1, "much"]], "bad_reward"),
+        ([[1, 2], [1, float("inf")]], "bad_reward"),
+    ],
+)
+def test_labels_in_several_dimensions_are_as_many_numbers_for_each_response(
+    aspects: list[object], reason: str
+):
+    with pytest.raises(RowError) as caught:
+        group_from_row({"prompt": "Hi", "responses": ["one", "two"], "aspects": aspects})
+    assert caught.value.reason == reason

@@ -279,3 +279,13 @@ def test_the_best_row_length_is_no_costlier_than_any_other_that_was_tried():
         for count in range(1, len(lengths) + 1):
             capacity = max(*lengths, -(-sum(lengths) // count), 1)
             assert cost(lengths, best) <= cost(lengths, capacity) + 1e-9
+
+
+def test_labels_in_several_dimensions_stay_with_their_responses():
+    groups = [
+        TokenGroup.of([[5], [5]], [[6], [7]], role=[0, 0], aspects=[[1.0, 2.0], [3.0, 4.0]]),
+        TokenGroup.of([[8]], [[9]], role=[0], aspects=[[5.0, 6.0]]),
+    ]
+    found = pack(groups, "ragged", 0).aspects
+    assert found is not None
+    assert found.tolist() == [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]

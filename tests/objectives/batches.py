@@ -30,6 +30,7 @@ class Reply:
     score: Sequence[float] | None = None
     values: Sequence[float] | None = None
     second_ref: Sequence[float] | None = None
+    aspects: Sequence[float] = (0.0, 0.0)
 
 
 def chosen(*logps: float, ref: Sequence[float] | None = None) -> Reply:
@@ -61,6 +62,7 @@ def batch(*groups: Sequence[Reply]) -> GroupTerms:
         role=torch.tensor([reply.role for reply in replies]),
         reward=_flat([[reply.reward for reply in replies]]),
         weight=_flat([[reply.weight for reply in replies]]),
+        aspects=torch.tensor([list(reply.aspects) for reply in replies], dtype=torch.float64),
         twin=torch.where(twin >= 0, first + twin, -1),
     )
 
