@@ -34,11 +34,14 @@ quieten()
 
 from accelerate import PartialState
 from datasets import disable_progress_bars
+from peft import PeftConfig
 from safetensors import SafetensorError
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 
 from alignment import compat, launch
+from alignment.adapters import adapter_config
+from alignment.adapters.base import load_adapter
 from alignment.core.scoring import add_value_head
 from alignment.data import (
     GroupDataset,
@@ -49,7 +52,7 @@ from alignment.data import (
     read_sources,
 )
 from alignment.objectives import load_objective
-from alignment.objectives.base import Objective
+from alignment.objectives.base import Objective, Progress
 from alignment.trainers.base import GroupTrainer, preparation
 from alignment.trainers.checkpoints import checkpoints, resolve
 from alignment.trainers.config import GroupConfig
@@ -75,6 +78,8 @@ class RunArguments(ScriptArguments):
         second_teacher_model_name_or_path: What the teacher is compared with, for ADPA.
         second_ref_model_name_or_path: A second reference, for objectives that need one.
         adapter_name_or_path: An adapter to continue.
+        adapter: A module of `alignment.adapters` to train, in place of the LoRA of `use_peft`.
+        adapter_kwargs: Its settings.
     """
 
     eval_dataset_name: str | None = field(
@@ -94,6 +99,12 @@ class RunArguments(ScriptArguments):
     )
     adapter_name_or_path: str | None = field(
         default=None, metadata={"help": "An adapter to continue training."}
+    )
+    adapter: str | None = field(
+        default=None, metadata={"help": "A module of alignment.adapters to train."}
+    )
+    adapter_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Settings of that adapter."}
     )
 
 
@@ -208,6 +219,8 @@ def build_trainer(recipe: Recipe) -> GroupTrainer:
     """Prepares the data, checks it against the objective, and only then loads the model."""
     args, model = recipe.training, recipe.model
     check_engine(args, model.attn_implementation)
+    fresh = fresh_adapter(recipe)
+    _check_steering(objective_of(recipe), fresh, recipe.data.adapter_name_or_path)
     check_output(Path(args.output_dir))
     args.resume_from_checkpoint = _checkpoint(args)
     try:
@@ -232,8 +245,43 @@ def build_trainer(recipe: Recipe) -> GroupTrainer:
         second_teacher_model=recipe.data.second_teacher_model_name_or_path,
         second_ref_model=recipe.data.second_ref_model_name_or_path,
         quantization_config=get_quantization_config(model),
-        peft_config=None if recipe.data.adapter_name_or_path else get_peft_config(model),
+        peft_config=fresh,
     )
+
+
+def fresh_adapter(recipe: Recipe) -> PeftConfig | None:
+    """The adapter that the recipe begins; None where it goes on with one or trains the model.
+
+    Raises:
+        UserError: It asks for two, or for one that there is not.
+    """
+    data = recipe.data
+    settings = _mapping(data.adapter_kwargs)
+    wanted = {
+        "adapter_name_or_path": data.adapter_name_or_path is not None,
+        "adapter": data.adapter is not None,
+        "use_peft": recipe.model.use_peft,
+    }
+    if data.adapter is None:
+        if settings:
+            raise UserError("adapter_kwargs are settings of an `adapter`, which is not set")
+        return None if data.adapter_name_or_path else get_peft_config(recipe.model)
+    if sum(wanted.values()) > 1:
+        named = "` and `".join(name for name, is_set in wanted.items() if is_set)
+        raise UserError(f"`{named}` ask for an adapter each: set one of them")
+    return adapter_config(data.adapter, settings)
+
+
+def _check_steering(objective: Objective, fresh: Any, continued: str | None) -> None:
+    """Checks that a fresh adapter takes the preference that the objective steers it by."""
+    preference = objective.steering(Progress())
+    if preference is None or continued is not None:
+        return
+    if getattr(fresh, "dimensions", None) != len(preference):
+        raise UserError(
+            f"{type(objective).__name__} steers an adapter of {len(preference)} dimensions: set "
+            f"`adapter: panacea` and `adapter_kwargs: {{dimensions: {len(preference)}}}`"
+        )
 
 
 def model_init_kwargs(recipe: Recipe) -> dict[str, Any]:
@@ -406,8 +454,6 @@ def _prepare(prepare: Preparation, recipe: Recipe, sources: list[Source]) -> Gro
 
 
 def _continued(recipe: Recipe) -> Any:
-    from peft import PeftModel
-
     from alignment.trainers.loading import load_model
 
     base = load_model(
@@ -419,7 +465,7 @@ def _continued(recipe: Recipe) -> Any:
     if "values" in objective_of(recipe).needs:
         add_value_head(base)
     try:
-        return PeftModel.from_pretrained(base, adapter, is_trainable=True)
+        return load_adapter(base, adapter, is_trainable=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"`{adapter}` is no adapter of this model: {str(error).splitlines()[0]}"
@@ -477,7 +523,7 @@ def _mapping(value: Any) -> dict[str, Any]:
             value = json.loads(value)
         except json.JSONDecodeError:
             raise UserError(
-                "objective_kwargs and model_init_kwargs take a mapping such as "
+                "objective_kwargs, adapter_kwargs and model_init_kwargs take a mapping such as "
                 f'`{{"beta": 0.1}}`, got `{value}`'
             ) from None
     return dict(value or {})

@@ -61,7 +61,11 @@ BUILDING = (
     *("answers", "ratings", "scorers", "survey"),
 )
 """What builders share besides their base."""
-TRAINING = ("alignment.data", "alignment.core.*", "alignment.objectives", *CONTRACT, *FLOOR)
+ADAPTERS = ("alignment.adapters", "alignment.adapters.base")
+TRAINING = (
+    *("alignment.data", "alignment.core.*", "alignment.objectives"),
+    *(*ADAPTERS, *CONTRACT, *FLOOR),
+)
 LABELS = ("alignment.core.edits", "alignment.core.token_labels")
 SCORED = tuple(
     f"alignment.core.{name}"
@@ -222,7 +226,12 @@ ROOMS = (
     Room(HARNESS, (*HARNESS, "alignment", "alignment.core.rows", *CONNECT, *ENGINE, *FLOOR)),
     # Names the backends, each imported when it is asked for.
     Room(CONNECT, (*BACKENDS, *ENGINE, *FLOOR), ()),
-    Room(BACKENDS, (*BACKENDS, *ENGINE, *FLOOR)),
+    Room(BACKENDS, (*BACKENDS, *ADAPTERS, *ENGINE, *FLOOR)),
+    Room(
+        ("alignment.adapters", "alignment.adapters.*"),
+        (*ADAPTERS, *FLOOR),
+        ("peft", "torch", "transformers"),
+    ),
     Room(("alignment.llm.*",), ("alignment.core.parquet", *ENGINE, *FLOOR), ("jinja2", "tqdm")),
     Room(
         ("alignment.core.rows",),
@@ -236,12 +245,12 @@ ROOMS = (
 
 # Who may know that a package exists at all.
 TRAINERS = ("alignment.trainers.*", "alignment.train")
+ENGINES = (*TRAINERS, *LAUNCH, "alignment.core.scoring", "alignment.commands.*")
 KNOWN_BY = {
     "trl": (*TRAINERS, "alignment.core.logps"),
-    **dict.fromkeys(
-        ("accelerate", "deepspeed", "peft"),
-        (*TRAINERS, *LAUNCH, "alignment.core.scoring", "alignment.commands.*"),
-    ),
+    "accelerate": ENGINES,
+    "deepspeed": ENGINES,
+    "peft": (*ENGINES, "alignment.adapters.*"),
 }
 
 # Loading the engine, a builder, a tool or an evaluator costs nothing that a model would need.
@@ -261,11 +270,15 @@ def module_name(path: Path) -> str:
 
 FILES = {module_name(path): path for name in PACKAGES for path in ROOT.glob(f"{name}/**/*.py")}
 MODULES = sorted(name for name, path in FILES.items() if path.stem != "__init__")
-OBJECTIVES = [
-    name.rpartition(".")[2]
-    for name in MODULES
-    if fnmatch(name, "alignment.objectives.*") and name not in CONTRACT
-]
+METHODS = {
+    kind: [
+        name.rpartition(".")[2]
+        for name in MODULES
+        if fnmatch(name, f"alignment.{kind}.*") and not name.endswith(".base")
+    ]
+    for kind in ("objectives", "adapters")
+}
+OBJECTIVES = METHODS["objectives"]
 
 LOOPS = [n.rpartition(".")[2] for n in MODULES if fnmatch(n, "alignment.loops.*")]
 
@@ -331,6 +344,7 @@ def test_imports_point_down_the_table(module: str):
         ("alignment.core.scoring", "from trl import DPOTrainer"),
         ("alignment.core.packing", "import peft"),
         ("alignment.commands.report", "import trl"),
+        ("alignment.adapters.clm", "from alignment.trainers.config import GroupConfig"),
         ("alignment.trainers.base", "from alignment.objectives.dpo import DPO"),
         ("alignment.core.attention", "from . import scoring"),
         ("alignment.llm.ledger", "import openai"),
@@ -351,8 +365,9 @@ def test_no_room_may_import_a_room_above_it():
 
 def test_the_files_of_packages_import_nothing_and_that_of_alignment_is_lazy():
     for name, path in FILES.items():
-        # What a recipe names is found by the package of objectives itself.
-        if path.stem == "__init__" and name not in ("alignment", "alignment.objectives"):
+        # What a recipe names is found by the packages of objectives and of adapters themselves.
+        finding = ("alignment", "alignment.objectives", "alignment.adapters")
+        if path.stem == "__init__" and name not in finding:
             assert [n for n in imported(path.read_text()) if n != "__future__"] == [], name
 
 
@@ -409,11 +424,13 @@ def test_an_objective_file_has_one_public_class(name: str):
     assert len([name for name in classes if not name.startswith("_")]) == 1
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_an_objective_has_a_test_a_recipe_and_a_row_in_the_readme(name: str):
-    files = (f"tests/objectives/test_{name}.py", f"recipes/{name}/smoke.yaml")
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, names in METHODS.items() for name in names]
+)
+def test_a_method_has_a_test_a_recipe_and_a_row_in_the_readme(kind: str, name: str):
+    files = (f"tests/{kind}/test_{name}.py", f"recipes/{name}/smoke.yaml")
     assert [file for file in files if not (ROOT / file).is_file()] == []
     rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|")]
-    assert [row for row in rows if f"alignment/objectives/{name}.py" in row], (
-        f"the method table of README.md has no row with alignment/objectives/{name}.py"
+    assert [row for row in rows if f"alignment/{kind}/{name}.py" in row], (
+        f"the method table of README.md has no row with alignment/{kind}/{name}.py"
     )

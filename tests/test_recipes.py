@@ -147,9 +147,16 @@ def test_a_training_recipe_names_what_exists(name: str):
     builders = [importlib.import_module(module_of(command.recipe)) for command in builds]
     cited = set(re.findall(r"arXiv (\d{4}\.\d{5})", header(name)))
     told = " ".join(str(each.__doc__) for each in (type(objective), *builders))
+    adapter = recipe.data.adapter
+    if adapter is not None:
+        told += (ROOT / f"alignment/adapters/{adapter}.py").read_text(encoding="utf-8")
     assert cited <= set(re.findall(r"\d{4}\.\d{5}", told))
     assert cited or recipe.training.objective in WITHOUT_ARXIV
-    methods = [recipe.training.objective, *(each.__name__.split(".")[1] for each in builders)]
+    methods = [
+        recipe.training.objective,
+        adapter,
+        *(each.__name__.split(".")[1] for each in builders),
+    ]
     assert Path(name).parent.name in methods
     made = {str(options_of(command.recipe).output) for command in builds}
     sources = [recipe.data.dataset_name, *(d.path for d in recipe.mixture.datasets)]

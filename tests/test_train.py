@@ -257,6 +257,18 @@ def test_a_missing_file_is_named_with_its_neighbour(recipe: Recipe, tmp_path: Pa
         ({"model_name_or_path": None}, r"the recipe names no model"),
         ({"model_name_or_path": "no/such-model"}, r"no/such-model` is neither a folder here"),
         ({"adapter_name_or_path": "no/such-adapter"}, r"no/such-adapter` is no adapter"),
+        ({"adapter": "clm"}, r"`adapter` and `use_peft` ask for an adapter each: set one of them"),
+        ({"adapter": "clmm", "use_peft": False}, r"unknown adapter `clmm`; did you mean `clm`\?"),
+        ({"objective": "panacea"}, r"Panacea steers an adapter of 2 dimensions: set `adapter: pan"),
+        ({"adapter_kwargs": {"tokens": 2}}, r"adapter_kwargs are settings of an `adapter`"),
+        (
+            {"adapter": "aligner", "adapter_kwargs": {"token": 2}, "use_peft": False},
+            r"unknown key of adapter_kwargs `token`; did you mean `tokens`\?",
+        ),
+        (
+            {"adapter": "aligner", "use_peft": False},
+            r"the adapter does not fit the model: start_layer is 2, but the layers are 0 to 1",
+        ),
         ({"ref_model_name_or_path": "no/such-reference"}, r"no/such-reference` is neither"),
         ({"chat_template_path": "absent.jinja"}, r"chat_template_path: no such file"),
         ({"lora_target_modules": ["lm_head"]}, r"take `lm_head` out"),
@@ -482,8 +494,9 @@ def test_the_process_ends_with_two_and_one_line(
         ({"use_dora": True}, "adapter_model.safetensors"),
         ({"use_rslora": True, "lora_target_modules": "q_proj"}, "adapter_model.safetensors"),
         ({"use_peft": False}, "model.safetensors"),
+        ({"use_peft": False, "adapter": "clm"}, "adapter_model.safetensors"),
     ],
-    ids=["dora", "rslora", "full"],
+    ids=["dora", "rslora", "full", "clm"],
 )
 def test_adapters_of_any_kind_and_whole_models_are_trained(
     changes: dict[str, Any], file: str, recipe: Recipe, out: Path

@@ -43,6 +43,7 @@ from alignment.core.ragged import without_padding
 from alignment.data import GroupDataset
 from alignment.train import (
     Recipe,
+    fresh_adapter,
     frozen_of,
     model_init_kwargs,
     objective_of,
@@ -290,6 +291,7 @@ def _models(recipe: Recipe) -> Models:
         recipe.model,
         recipe.training,
         objective_of(recipe),
+        fresh=fresh_adapter(recipe),
         adapter=data.adapter_name_or_path,
         reference=data.ref_model_name_or_path,
         others=frozen_of(recipe),

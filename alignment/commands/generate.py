@@ -61,6 +61,10 @@ class Options(CallOptions):
     seed: int = field(default=0, metadata={"help": "seed of the draws"})
     limit: int | None = field(default=None, metadata={"help": "use the first prompts only"})
     chunk_size: int = field(default=64, metadata={"help": "prompts between two saves, run here"})
+    adapter_kwargs: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "what an adapter is used with, such as '{\"coefficient\": 0.5}'"},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,6 +84,8 @@ def generate(options: Options) -> MapReport:
         UserError: The prompts cannot be read, the output exists, or the model cannot be asked.
     """
     here = options.base_url is None and not options.model.startswith(("program:", "vllm:"))
+    if options.adapter_kwargs and not here:
+        raise UserError("`--adapter-kwargs` needs an adapter that runs here; a server has its own")
     if here and options.mode == "batch":
         raise UserError(
             f"`--mode batch` needs the address of a provider; {options.model} runs here"
@@ -177,7 +183,7 @@ def _run_here(options: Options, rows: Sequence[Named]) -> MapReport:
     if options.overwrite:
         shutil.rmtree(chunks, ignore_errors=True)
         settings.unlink(missing_ok=True)
-    local = LocalModel(options.model, options.device)
+    local = LocalModel(options.model, options.device, adapter_kwargs=options.adapter_kwargs)
     _check_settings(settings, _settings(options, rows, local))
     if options.resume and options.output.exists() and not chunks.exists():
         return _finished(options, len(rows))

@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from alignment import compat
+from alignment.adapters.base import load_adapter
 from alignment.cli import UserError, parse, say
 from alignment.core.preflight import LOGP_TOLERANCE
 from alignment.core.rows import read_rows
@@ -65,6 +66,10 @@ class Options:
     use_bnb_nested_quant: bool = field(default=False, metadata={"help": "as in the recipe"})
     device: str = field(
         default="cpu", metadata={"help": "where to merge and compare: cpu, cuda, cuda:1"}
+    )
+    adapter_kwargs: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "what the adapter is merged with, such as '{\"preference\": [3, 1]}'"},
     )
     push_to_hub: str | None = field(
         default=None, metadata={"help": "hub id to upload the merged model to, as a private model"}
@@ -180,7 +185,7 @@ def _adapted(base: str, options: Options) -> PeftModel:
         if options.dtype != "auto":
             model = model.to(getattr(torch, options.dtype))
     try:
-        return PeftModel.from_pretrained(model, options.adapter).eval()
+        return load_adapter(model, options.adapter, options.adapter_kwargs).eval()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"`{options.adapter}` is no adapter of `{base}`: {str(error).splitlines()[0]}"

@@ -5,7 +5,8 @@ Importing this module is cheap: torch is loaded when a model is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -141,7 +142,11 @@ class Loaded(NamedTuple):
 
 
 def load_pretrained(
-    model: str, kind: str, device: str | None = None, dtype: str = "auto"
+    model: str,
+    kind: str,
+    device: str | None = None,
+    dtype: str = "auto",
+    adapter_kwargs: Mapping[str, Any] | None = None,
 ) -> Loaded:
     """Loads a model and its tokenizer.
 
@@ -150,6 +155,7 @@ def load_pretrained(
         kind: The class of transformers that loads it.
         device: Where it runs; by default an accelerator where there is one.
         dtype: Type of the weights; by default as they were saved.
+        adapter_kwargs: What an adapter of ours is used with, where that is not what its file says.
 
     Raises:
         UserError: There is no such model.
@@ -162,7 +168,7 @@ def load_pretrained(
         raise UserError(f"no model at {model}: there is no such folder")
     try:
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(model, padding_side="left")
-        loaded: Any = getattr(transformers, kind).from_pretrained(model, dtype=dtype)
+        loaded = _weights(model, getattr(transformers, kind), dtype, adapter_kwargs)
     except (OSError, ValueError) as error:
         raise UserError(
             f"cannot load the model {model} ({shorten(error)}); give a folder, a hub id or the "
@@ -172,7 +178,30 @@ def load_pretrained(
     loaded.to(where).eval()
     commit = getattr(loaded.config, "_commit_hash", None) or ""
     name = Path(model).resolve().name if here else model
-    return Loaded(loaded, tokenizer, where, name, fingerprint(model) if here else commit)
+    known = fingerprint(model) if here else commit
+    if adapter_kwargs:
+        known += json.dumps(adapter_kwargs, sort_keys=True)
+    return Loaded(loaded, tokenizer, where, name, known)
+
+
+def _weights(model: str, cls: Any, dtype: str, settings: Mapping[str, Any] | None) -> Any:
+    """A model; adapters of ours are put on their base, which transformers does for peft's."""
+    from transformers.utils import find_adapter_config_file
+
+    found = find_adapter_config_file(model)
+    if found is None:
+        if settings:
+            raise UserError(f"{model} is no adapter, so that it takes no adapter_kwargs")
+        return cls.from_pretrained(model, dtype=dtype)
+    config = json.loads(Path(found).read_text(encoding="utf-8"))
+    from alignment.adapters.base import AdapterType, load_adapter
+
+    if config.get("peft_type") not in list(AdapterType) and not settings:
+        return cls.from_pretrained(model, dtype=dtype)
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"the adapter {model} does not name its base model")
+    return load_adapter(cls.from_pretrained(base, dtype=dtype), model, settings)
 
 
 class LocalModel:
@@ -185,6 +214,7 @@ class LocalModel:
         model: A folder as `save_pretrained` writes it, of a model or of an adapter, or a hub id.
         device: Where it runs; by default an accelerator where there is one.
         dtype: Type of the weights; by default as they were saved.
+        adapter_kwargs: What an adapter of ours is used with, where that is not what its file says.
 
     Attributes:
         name: The folder's own name, or the hub id.
@@ -194,8 +224,14 @@ class LocalModel:
         UserError: There is no such model.
     """
 
-    def __init__(self, model: str, device: str | None = None, dtype: str = "auto") -> None:
-        loaded = load_pretrained(model, "AutoModelForCausalLM", device, dtype)
+    def __init__(
+        self,
+        model: str,
+        device: str | None = None,
+        dtype: str = "auto",
+        adapter_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        loaded = load_pretrained(model, "AutoModelForCausalLM", device, dtype, adapter_kwargs)
         self.model, self.tokenizer, self.device, self.name, self.fingerprint = loaded
         ends = self.model.generation_config.eos_token_id
         self._ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id}

@@ -22,6 +22,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.base_trainer import _BaseTrainer
 
+from alignment.adapters.base import set_preference
 from alignment.cli import UserError
 from alignment.core.packing import PackedBatch, TokenGroup, pack
 from alignment.core.ragged import without_padding
@@ -180,6 +181,7 @@ class GroupTrainer(_BaseTrainer):
             unwrap=self.unwrap,
             meant_to_differ=ref_model is not None,
             reference_is_start=frozen is None and not is_peft_model(policy.model),
+            steer=functools.partial(set_preference, policy.model),
             **{name: prepare_frozen(known, self.accelerator) for name, known in others.items()},
         )
         self.name_reference = functools.partial(policy.reference_name, ref_model)
@@ -298,7 +300,8 @@ class GroupTrainer(_BaseTrainer):
         """
         training = model.training
         with self._offload if training else contextlib.nullcontext():
-            terms = self.scorer(model, inputs, self._progress(), self._state.tensors())
+            progress = self._progress()._replace(evaluating=not training)
+            terms = self.scorer(model, inputs, progress, self._state.tensors())
         output = self.objective(terms)
         loss = output.loss(num_items_in_batch)
         if not inputs.real:

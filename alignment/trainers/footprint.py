@@ -231,6 +231,7 @@ def build_models(  # noqa: PLR0913 - everything a run's models depend on
     args: GroupConfig,
     objective: Objective,
     *,
+    fresh: PeftConfig | None = None,
     adapter: str | None = None,
     reference: str | None = None,
     others: Frozen | None = None,
@@ -241,6 +242,7 @@ def build_models(  # noqa: PLR0913 - everything a run's models depend on
         wanted: Model, adapter and quantisation.
         args: Settings.
         objective: Whose needs decide which further models there are.
+        fresh: An adapter to train; by default the LoRA that `wanted` describes, if it does.
         adapter: An adapter that was trained before, of which a frozen copy is the reference.
         reference: Path or Hub id of a reference of its own.
         others: Paths or Hub ids of the other frozen models.
@@ -249,7 +251,7 @@ def build_models(  # noqa: PLR0913 - everything a run's models depend on
         UserError: A model is of unknown type, or model and adapter do not fit.
     """
     source = str(wanted.model_name_or_path)
-    config = get_peft_config(wanted)
+    config = fresh or get_peft_config(wanted)
     if adapter is not None:
         config = _adapter_config(adapter)
     with torch.device("meta"):

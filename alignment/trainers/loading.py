@@ -21,6 +21,7 @@ from trl.models.activation_offloading import get_act_offloading_ctx_manager
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import create_model_from_path, disable_dropout_in_model
 
+from alignment.adapters.base import AdapterConfig, AdapterType
 from alignment.cli import UserError, nearest
 from alignment.compat import set_checkpointing_kwargs
 from alignment.core.reference import fingerprint_files
@@ -41,6 +42,9 @@ logger = logging.getLogger(__name__)
 _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Adapter initialisations that move weight from the base model into the adapter, so that switching
 the adapter off does not give the starting model back."""
+
+_ADAPTER_WEIGHTS = ("lora_", *(f"{kind.lower()}_" for kind in AdapterType))
+"""What names of an adapter's weights hold, and names of the base model's do not."""
 
 
 @dataclass
@@ -234,8 +238,9 @@ def freeze_reference_adapter(policy: PeftModel) -> None:
         config.init_lora_weights = True  # the copy must not move base weights a second time
     policy.add_adapter(REFERENCE_ADAPTER, config)
     for name, parameter in list(policy.named_parameters()):
-        if f".{active}." in name:
-            copied = policy.get_parameter(name.replace(f".{active}.", f".{REFERENCE_ADAPTER}."))
+        if f".{active}." in f"{name}.":
+            other = f"{name}.".replace(f".{active}.", f".{REFERENCE_ADAPTER}.")
+            copied = policy.get_parameter(other.removesuffix("."))
             copied.data.copy_(parameter.data)
             copied.requires_grad_(False)
 
@@ -313,9 +318,10 @@ def _check_targets(policy: PreTrainedModel, config: PeftConfig) -> None:
     absent = [target for target in wanted if not is_there(target)]
     if not absent:
         return
+    key = "target_modules" if isinstance(config, AdapterConfig) else "lora_target_modules"
     linear = {n.rpartition(".")[2] for n, m in policy.named_modules() if isinstance(m, nn.Linear)}
     told = (
-        f"lora_target_modules: the model has no module `{'`, `'.join(absent)}`; its linear layers "
+        f"{key}: the model has no module `{'`, `'.join(absent)}`; its linear layers "
         f"are {', '.join(sorted(linear))}; `all-linear` takes all but the head"
     )
     if len(absent) == len(wanted):
@@ -402,7 +408,7 @@ def _fingerprint_source(source: str, base: PreTrainedModel, memo: Path) -> str:
 def _fingerprint_weights(model: nn.Module, part: str = "") -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        if part in name and (part or "lora_" not in name):
+        if part in name and (part or not any(own in name for own in _ADAPTER_WEIGHTS)):
             digest.update(f"{name}:{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -5,7 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from alignment.adapters import adapter_config
 from alignment.cli import UserError, parse
 from alignment.commands import generate as command
 from alignment.commands.generate import Options, generate, main
@@ -170,3 +174,37 @@ def test_a_chunk_of_nothing_is_refused(tmp_path: Path):
     prompts(tmp_path, 1)
     with pytest.raises(UserError, match="`samples`, `chunk_size` and `max_tokens` must be at"):
         options(tmp_path, "m", "--chunk-size", "0")
+
+
+def test_an_adapter_answers_as_far_as_it_is_told_to_go(tmp_path: Path, model_dir: Path):
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(model_dir), adapter_config("clm"))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.3 * torch.randn_like(weight) if weight.requires_grad else 0)
+    model.save_pretrained(tmp_path / "adapter")
+    AutoTokenizer.from_pretrained(model_dir).save_pretrained(tmp_path / "adapter")
+    prompts(tmp_path, 3)
+    words: dict[str, tuple[Any, ...]] = {
+        "base": (model_dir,),
+        "none": (tmp_path / "adapter", "--adapter-kwargs", '{"coefficient": 0}'),
+        "full": (tmp_path / "adapter",),
+        "beyond": (tmp_path / "adapter", "--adapter-kwargs", '{"coefficient": 2}'),
+    }
+    answers, prints = {}, set()
+    for name, (source, *more) in words.items():
+        generate(options(tmp_path, source, "--temperature", "0", *more, name=f"{name}.jsonl"))
+        made = rows(tmp_path / f"{name}.jsonl")
+        answers[name] = [row["response"] for row in made]
+        prints |= {row["meta"]["fingerprint"] for row in made}
+    assert answers["none"] == answers["base"] != answers["full"]
+    assert len(prints) == 4
+
+
+def test_settings_of_an_adapter_need_one_that_runs_here(tmp_path: Path, model_dir: Path):
+    prompts(tmp_path, 1)
+    settings = ("--adapter-kwargs", '{"coefficient": 0}')
+    with pytest.raises(UserError, match="is no adapter, so that it takes no adapter_kwargs"):
+        generate(options(tmp_path, model_dir, *settings))
+    with pytest.raises(UserError, match="needs an adapter that runs here"):
+        generate(options(tmp_path, "some-model", *settings, "--base-url", "http://127.0.0.1:9/v1"))

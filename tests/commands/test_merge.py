@@ -1,6 +1,7 @@
 """A merged model says what base and adapter said, or is not kept."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from alignment.adapters import adapter_config
 from alignment.cli import UserError
 from alignment.commands import merge
 from alignment.commands.merge import main, token_logps
@@ -193,3 +195,19 @@ def test_an_adapter_of_a_base_in_four_bits_is_merged_into_its_weights_dequantise
     original = token_logps(PeftModel.from_pretrained(model, folder).eval(), IDS)
     assert exact < 2e-3
     assert float((original - expected).abs().max()) > 10 * exact
+
+
+def test_an_adapter_of_ours_is_merged_as_it_is_used_or_says_why_not(base: Path, tmp_path: Path):
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), adapter_config("clm"))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1 * torch.randn_like(weight) if weight.requires_grad else 0)
+    model.save_pretrained(tmp_path)
+    expected = token_logps(model.eval(), IDS)
+    found = merged(tmp_path)
+    torch.testing.assert_close(token_logps(found, IDS), expected, rtol=0, atol=1e-4)
+    assert found.config.num_hidden_layers == 2
+    shutil.rmtree(tmp_path / "merged")
+    told = refusal(tmp_path, "--adapter-kwargs", '{"coefficient": 0.5}')
+    assert told.startswith(f"adapter `{tmp_path}` cannot be merged: at coefficient 0.5")
+    assert "unknown setting" in refusal(tmp_path, "--adapter-kwargs", '{"coeficient": 0.5}')

@@ -87,6 +87,11 @@ def make_groups(objective: Objective, seed: int = 0) -> list[list[Reply]]:
             [reply(2)],
             [reply(5), reply(5, twin=0)],
         ]
+    if "aspects" in objective.needs:
+        return [
+            [reply(1 + k, aspects=(rng.random(), rng.random())) for k in range(size)]
+            for size in (4, 2, 3)
+        ]
     if "reward" in objective.needs:
         return [[reply(1 + k, reward=rng.random()) for k in range(size)] for size in (4, 1, 3)]
     return [[reply(length, role=1), reply(4 - length, role=-1)] for length in (1, 3, 2)]

@@ -138,6 +138,7 @@ def data_for(needs: frozenset[str]) -> Path:
     kinds = {
         **{"reward": "groups", "pairs": "pairs", "twin": "judgments"},
         **{"one_rejected": "sides", "spans": "spans", "scores": "segments"},
+        "aspects": "aspects",
     }
     return DATA / f"{next((kinds[n] for n in kinds if n in needs), 'demonstrations')}.jsonl"
 
@@ -153,6 +154,8 @@ def test_the_loss_falls_on_a_set_that_is_learnt_by_heart(
     options: dict[str, Any] = {"max_steps": 16, "learning_rate": 1e-2}
     if "teacher" in needs:
         options["teacher_model_name_or_path"] = teacher_dir
+    if "aspects" in needs:
+        options |= {"adapter": "panacea", "learning_rate": 1e-1}
     if "second_teacher" in needs:
         options["second_teacher_model_name_or_path"] = second_dir
     losses = [step["loss"] for step in train(rows, objective=name, **options)]
