@@ -466,20 +466,10 @@ def started(words: list[str], folder: Path) -> "subprocess.CompletedProcess[str]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"learning_rat": 1}, "did you mean `learning_rate`?"),
-        ({"dataset_name": "absent.jsonl"}, "error: no such file: absent.jsonl"),
-    ],
-    ids=["key", "file"],
-)
-def test_the_process_ends_with_two_and_one_line(
-    changes: dict[str, Any], message: str, recipe: Recipe, tmp_path: Path, out: Path
-):
-    done = started(recipe(**changes), tmp_path / "cache")
+def test_the_process_ends_with_two_and_one_line(recipe: Recipe, tmp_path: Path, out: Path):
+    done = started(recipe(dataset_name="absent.jsonl"), tmp_path / "cache")
     assert done.returncode == 2
-    assert message in done.stderr
+    assert done.stderr.startswith("error: no such file: absent.jsonl")
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
     assert left_behind(out) == []
