@@ -269,7 +269,9 @@ def test_mt_bench_is_told_by_category_with_its_judgments(tmp_path: Path):
     report = report_of(tmp_path / "out")
     assert report.sections[0].headline == [("7.00", "new, average")]
     told = words(report.sections[0].blocks)
+    assert "turn 1 7.00 (7.00 to 7.00)" in told
     assert "writing 7.00 (7.00 to 7.00)" in told
+    assert "<h4>prompt</h4>" not in report.page()
     assert "not MT-Bench's" in told
     exchanges = [b for b in section(report, "Answers").blocks if isinstance(b, Exchange)]
     assert len(exchanges) == 4
