@@ -110,7 +110,8 @@ class Store:
         if path.is_relative_to(self.path):
             return path.relative_to(self.path).as_posix()
         if path.is_dir():
-            return f"folder {fingerprint(path)}"
+            times = (inside.stat().st_mtime_ns for inside in path.iterdir())
+            return f"folder {_weights(path, max(times, default=0))}"
         if not path.is_file():
             raise UserError(f"no such file or folder: {path}")
         return f"file {_checksum(path, path.stat().st_mtime_ns)}"
@@ -149,6 +150,12 @@ def _checksum(path: Path, changed: int) -> str:
     """Of a file; `changed` is its time of change, for the cache."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+@cache
+def _weights(path: Path, changed: int) -> str:
+    """The same of a model's folder: weights are large, and many stages depend on them."""
+    return fingerprint(path)
 
 
 @cache
