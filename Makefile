@@ -31,7 +31,7 @@ TORCH_OPTIONS := --no-deps --retries 1 --timeout 30
 else
 TORCH ?= torch==$(TORCH_VERSION)
 endif
-EXTRAS ?= dev,serve,report,translation$(if $(LINUX),$(COMMA)deepspeed$(COMMA)quant)
+EXTRAS ?= dev,docs,serve,report,translation$(if $(LINUX),$(COMMA)deepspeed$(COMMA)quant)
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 
@@ -91,6 +91,10 @@ bench: $(STAMP) ## Every benchmark, shortest first: most of an hour
 		echo "== $$(basename "$$file" .py)"; \
 		$(BIN)/python -m "benchmarks.$$(basename "$$file" .py)" $(ARGS); \
 	done
+
+.PHONY: docs
+docs: $(STAMP) ## The documents as a site in build/docs, which reads offline
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 .PHONY: hooks
 hooks: $(STAMP) ## Run the linters before every commit

@@ -26,10 +26,12 @@ def draw(folder: Path, metrics: Rows, results: Mapping[str, Any]) -> list[Path]:
     Returns:
         The files written.
     """
+    trained = [row for row in metrics if row["stage"] == "adapter"]
     figures = {
         "loss": _loss(metrics),
-        "logratios": _sides([row for row in metrics if row["stage"] == "adapter"]),
+        "logratios": _sides(trained),
         "win_rate": _win_rate(results),
+        "summary": _summary(trained, results),
     }
     paths = [folder / f"{name}.png" for name in figures]
     for path, figure in zip(paths, figures.values(), strict=True):
@@ -53,22 +55,40 @@ def _loss(metrics: Rows) -> Figure:
 
 
 def _sides(metrics: Rows) -> Figure:
+    figure, (ax,) = _figure(1)
+    _draw_sides(ax, metrics)
+    return figure
+
+
+def _win_rate(results: Mapping[str, Any]) -> Figure:
+    figure, (ax,) = _figure(1, height=2.4)
+    _draw_win_rate(ax, results)
+    return figure
+
+
+def _summary(metrics: Rows, results: Mapping[str, Any]) -> Figure:
+    """Training and its result beside each other."""
+    figure, (left, right) = _figure(2, height=3.0)
+    _draw_sides(left, metrics)
+    _draw_win_rate(right, results)
+    right.set(title="Trained model against its start", xlabel="win rate, with a 95% interval")
+    return figure
+
+
+def _draw_sides(ax: Axes, metrics: Rows) -> None:
     """Log-ratios to the starting model; log-probs where the objective has no reference."""
     kind, label = "logratios", "log-ratio to the start (nats per response)"
     if not any(f"{kind}/chosen" in row for row in metrics):
         kind, label = "logps_per_token", "log-prob (nats per token)"
-    figure, (ax,) = _figure(1)
     for side, colour in (("chosen", CHOSEN), ("rejected", REJECTED)):
         ax.plot(*_series(metrics, f"{kind}/{side}"), color=colour, marker=".", label=side)
     if kind == "logratios":
         ax.axhline(0.0, color=NEUTRAL, linewidth=0.8, linestyle="--", label="start")
     ax.set(title="Where the two sides move", xlabel="optimiser step", ylabel=label)
     ax.legend()
-    return figure
 
 
-def _win_rate(results: Mapping[str, Any]) -> Figure:
-    figure, (ax,) = _figure(1, height=2.4)
+def _draw_win_rate(ax: Axes, results: Mapping[str, Any]) -> None:
     low, high = results["win_rate_ci"]
     rate = results["win_rate"]
     ax.errorbar([rate], [0], xerr=[[rate - low], [high - rate]], fmt="o", color=CHOSEN, capsize=6)
@@ -89,7 +109,6 @@ def _win_rate(results: Mapping[str, Any]) -> Figure:
         yticks=[],
     )
     ax.legend(loc="lower left")
-    return figure
 
 
 def _figure(panels: int, height: float = 3.6) -> tuple[Figure, list[Axes]]:

@@ -76,7 +76,7 @@ def test_training_on_pairs_wins_over_the_start(world_run: Path):
     assert results["seed"] == 0
     assert set(results["seconds"]) >= {"sft", "pairs", "adapter", "judged"}
     assert (world_run / "adapter/adapter_model.safetensors").is_file()
-    for name in ("loss", "logratios", "win_rate"):
+    for name in ("loss", "logratios", "win_rate", "summary"):
         assert (world_run / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     stages = {row["stage"] for _, row in read_rows(world_run / "metrics.jsonl")}
     assert stages == {"sft", "adapter"}
