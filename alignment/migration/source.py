@@ -45,6 +45,8 @@ def read_source(path: Path) -> Source:
     """
     if path.suffix in (".yaml", ".yml", ".json"):
         return Source(str(path), load_yaml(path))
+    if path.suffix == ".py":
+        raise UserError(f"{path} is a program; give the command that starts it, or its YAML")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

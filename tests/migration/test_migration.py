@@ -198,6 +198,8 @@ def test_a_script_is_read_with_the_file_that_it_names(tmp_path: Path):
     script.write_text("trl grpo --output_dir x\n")
     with pytest.raises(UserError, match="the grpo trainer has no counterpart"):
         migrate(read_source(script), recipe_keys())
+    with pytest.raises(UserError, match="is a program"):
+        read_source(tmp_path / "dpo.py")
     script.write_text("echo nothing\n")
     with pytest.raises(UserError, match="holds 0 training commands"):
         read_source(script)
