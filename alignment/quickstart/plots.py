@@ -68,7 +68,7 @@ def _win_rate(results: Mapping[str, Any]) -> Figure:
 
 def _summary(metrics: Rows, results: Mapping[str, Any]) -> Figure:
     """Training and its result beside each other."""
-    figure, (left, right) = _figure(2, height=3.0)
+    figure, (left, right) = _figure(2, height=3.4)
     _draw_sides(left, metrics)
     _draw_win_rate(right, results)
     right.set(title="Trained model against its start", xlabel="win rate, with a 95% interval")
@@ -77,7 +77,7 @@ def _summary(metrics: Rows, results: Mapping[str, Any]) -> Figure:
 
 def _draw_sides(ax: Axes, metrics: Rows) -> None:
     """Log-ratios to the starting model; log-probs where the objective has no reference."""
-    kind, label = "logratios", "log-ratio to the start (nats per response)"
+    kind, label = "logratios", "log-ratio to the start (nats)"
     if not any(f"{kind}/chosen" in row for row in metrics):
         kind, label = "logps_per_token", "log-prob (nats per token)"
     for side, colour in (("chosen", CHOSEN), ("rejected", REJECTED)):
