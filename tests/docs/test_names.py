@@ -37,7 +37,9 @@ _FILE = re.compile(
 
 
 def named_files(page: str) -> set[str]:
-    return {name for name in _FILE.findall(read(page)) if "." in name or name.count("/") > 1}
+    """Files and folders with a path; `NAME` stands for any."""
+    found = {name for name in _FILE.findall(read(page)) if "NAME" not in name}
+    return {name for name in found if "." in name or name.count("/") > 1}
 
 
 @cache
