@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import is_peft_model
+from peft import PeftConfig
 from transformers import TrainerCallback
 from trl.trainer.utils import get_config_model_id
 
@@ -149,12 +150,31 @@ def versions() -> dict[str, str]:
 def _adapter(model: Any) -> dict[str, Any] | None:
     if not is_peft_model(model):
         return None
-    config = model.peft_config[model.active_adapter].to_dict()
     trained = count(weight for weight in model.parameters() if weight.requires_grad)
-    chosen = {name: config[name] for name in _ADAPTER if name in config}
-    if not isinstance(config["target_modules"], str):  # whole names, one for each layer
-        chosen["target_modules"] = sorted({m.rpartition(".")[2] for m in config["target_modules"]})
-    return {**dict(json.loads(json.dumps(chosen, default=str))), "parameters": trained}
+    return {**adapter_settings(model.peft_config[model.active_adapter]), "parameters": trained}
+
+
+def adapter_settings(config: Any) -> dict[str, Any]:
+    """What an adapter of any kind is, by its configuration; plain JSON.
+
+    Returns:
+        Its kind, rank, modules and whatever else of its own differs from the default. `import` is
+        the module that makes an adapter of this project known to peft.
+    """
+    values = config.to_dict()
+    common = {field.name for field in dataclasses.fields(PeftConfig)}
+    found = {name: values[name] for name in _ADAPTER if name in values}
+    for field in dataclasses.fields(config):
+        value = values.get(field.name)
+        is_told = isinstance(value, str | int | float) and value != field.default
+        if field.name not in common and is_told:
+            found[field.name] = value
+    modules = values.get("target_modules")
+    if modules is not None and not isinstance(modules, str):  # whole names, one for each layer
+        found["target_modules"] = sorted({str(name).rpartition(".")[2] for name in modules})
+    if type(config).__module__.startswith("alignment.adapters"):
+        found["import"] = "alignment.adapters"
+    return dict(json.loads(json.dumps(found, default=str)))
 
 
 def count(weights: Iterable[Any]) -> int:

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
+from peft import LoraConfig, PromptTuningConfig
 
+from alignment.adapters import adapter_config
 from alignment.objectives import describe, load_objective
 from alignment.objectives.sft import SFT
 from alignment.trainers.base import GroupTrainer
 from alignment.trainers.card import CARD, KEY, card_text
-from alignment.trainers.record import Provenance, record, versions
+from alignment.trainers.record import Provenance, adapter_settings, record, versions
 from tests.tiny import save_tiny
 from tests.trainers.runs import lora, pair_rows, settings
 
@@ -113,6 +115,29 @@ def test_foreign_text_ends_no_cell_no_code_and_no_front_matter(trainer: GroupTra
     assert page.count("&lt;script&gt;") == 5  # title, start, summary, data, setting
     assert not re.search("<(script|img|a) ?", page)
     assert "<td><code>a|b' &lt;script&gt;" in page
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (LoraConfig(r=4, target_modules=["a.q", "b.q"]), {"peft_type": "LORA", "r": 4}),
+        (PromptTuningConfig(num_virtual_tokens=3), {"num_virtual_tokens": 3}),
+        (adapter_config("aligner", {"tokens": 5}), {"tokens": 5, "import": "alignment.adapters"}),
+    ],
+    ids=["lora", "prompt_tuning", "aligner"],
+)
+def test_adapters_of_every_kind_are_told(config: Any, told: dict[str, Any]):
+    found = adapter_settings(config)
+    assert told.items() <= found.items()
+    assert found == json.loads(json.dumps(found))
+    assert found.get("target_modules") in (None, ["q"])
+
+
+def test_an_adapter_of_this_project_is_loaded_after_its_import(trainer: GroupTrainer):
+    run = record(trainer)
+    assert "import alignment.adapters" not in card_text(run, [], "lora")
+    run["model"]["adapter"]["import"] = "alignment.adapters"
+    assert "PeftModel\nimport alignment.adapters\n\nbase" in card_text(run, [], "clm")
 
 
 def test_without_logs_the_card_says_so(trainer: GroupTrainer):
