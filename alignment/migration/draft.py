@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from alignment.cli import UserError
+
 
 @dataclass
 class Draft:
@@ -35,6 +37,19 @@ class Draft:
     def take(self, key: str, default: Any = None) -> Any:
         """Removes a key from what is left; the caller says what becomes of it."""
         return self.left.pop(key, default)
+
+    def take_number(self, key: str, default: float) -> float:
+        """Removes a number from what is left.
+
+        Raises:
+            UserError: It is none.
+        """
+        value = self.left.pop(key, None)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"`{key}` is `{value}`; it must be a number")
+        return value
 
     def put(self, key: str, value: Any, *comments: str) -> None:
         """Writes a key of the recipe."""

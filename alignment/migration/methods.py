@@ -53,7 +53,7 @@ def dpo(draft: Draft) -> Method:
         raise _no_objective("dpo", loss, _DPO)
     objective, kwargs, remark = _DPO[loss]
     if "beta" in draft.left or objective != "sft":
-        kwargs = {"beta": draft.take("beta", 0.1), **kwargs}
+        kwargs = {"beta": draft.take_number("beta", 0.1), **kwargs}
     if objective == "sft":
         kwargs = {}
     return Method(objective, kwargs, remark)
@@ -62,7 +62,7 @@ def dpo(draft: Draft) -> Method:
 def cpo(draft: Draft) -> Method:
     """TRL's `CPOTrainer` and that of CPO_SIMPO."""
     loss = _single_loss(draft, "sigmoid")
-    alpha = draft.take("cpo_alpha", 1.0)
+    alpha = draft.take_number("cpo_alpha", 1.0)
     remark = ""
     if loss == "alphapo":
         loss, alpha = "simpo", 0.0
@@ -71,11 +71,11 @@ def cpo(draft: Draft) -> Method:
         raise _no_objective("cpo", loss, ("sigmoid", "hinge", "ipo", "simpo", "alphapo"))
     kwargs = {
         "loss_type": loss,
-        "beta": draft.take("beta", 0.1),
+        "beta": draft.take_number("beta", 0.1),
         "cpo_alpha": alpha,
-        "simpo_gamma": draft.take("simpo_gamma", 0.5),
-        "label_smoothing": draft.take("label_smoothing", 0.0),
-        "alpha": draft.take("alpha", 0.0),
+        "simpo_gamma": draft.take_number("simpo_gamma", 0.5),
+        "label_smoothing": draft.take_number("label_smoothing", 0.0),
+        "alpha": draft.take_number("alpha", 0.0),
     }
     if loss == "simpo" and alpha == 1.0:
         remark = (
@@ -91,9 +91,12 @@ def simpo(draft: Draft) -> Method:
     loss = _single_loss(draft, "sigmoid")
     if loss != "sigmoid":
         raise _no_objective("simpo", loss, ("sigmoid",))
-    beta, ratio = draft.take("beta", 2.0), draft.take("gamma_beta_ratio", 0.25)
+    beta, ratio = draft.take_number("beta", 2.0), draft.take_number("gamma_beta_ratio", 0.25)
     gamma = round(beta * ratio, 12)
-    weight, smoothing = draft.take("sft_weight", 0.0), draft.take("label_smoothing", 0.0)
+    weight, smoothing = (
+        draft.take_number("sft_weight", 0.0),
+        draft.take_number("label_smoothing", 0.0),
+    )
     remark = f"gamma is beta x gamma_beta_ratio: {beta} x {ratio} = {gamma}."
     if not weight and not smoothing:
         return Method("simpo", {"beta": beta, "gamma": gamma}, remark)
@@ -109,9 +112,9 @@ def kto(draft: Draft) -> Method:
         raise _no_objective("kto", loss, ("apo_zero_unpaired",))
     kwargs = {
         "form": "unpaired",
-        "beta": draft.take("beta", 0.1),
-        "desirable_weight": draft.take("desirable_weight", 1.0),
-        "undesirable_weight": draft.take("undesirable_weight", 1.0),
+        "beta": draft.take_number("beta", 0.1),
+        "desirable_weight": draft.take_number("desirable_weight", 1.0),
+        "undesirable_weight": draft.take_number("undesirable_weight", 1.0),
     }
     return Method("apo", kwargs)
 
@@ -142,7 +145,7 @@ def distillm(draft: Draft) -> Method:
         )
     objective, kwargs, remark = _DISTILLATION[loss]
     if objective == "dpkd":
-        kwargs = {"beta": draft.take("beta", 0.1)}
+        kwargs = {"beta": draft.take_number("beta", 0.1)}
     return Method(objective, kwargs, remark)
 
 

@@ -89,10 +89,9 @@ def _put_method(draft: Draft, trainer: str, guessed: bool, wanted: str | None) -
 
 def _put_batch(draft: Draft, processes: int | None) -> None:
     """The batch, counted over all processes where it is known how many there were."""
-    each, passes = (draft.take(key) for key in _SHARED)
-    if each is None and passes is None:
+    if not set(_SHARED) & set(draft.left):
         return
-    each, passes = int(each or 8), int(passes or 1)
+    each, passes = (int(draft.take_number(*pair)) for pair in zip(_SHARED, (8, 1), strict=True))
     if processes is None:
         told = f"{each} x {passes} x processes is the batch, as there. `--processes N` states it."
         draft.put("per_device_train_batch_size", each, told)

@@ -16,6 +16,8 @@ from alignment.cli import UserError, load_yaml
 _TRAINERS = ("distillm", "simpo", "orpo", "grpo", "rloo", "gkd", "dpo", "cpo", "kto", "sft")
 """Names that scripts carry (`run_simpo.py`, `trl dpo`), the longest first."""
 
+_SCIENTIFIC = re.compile(r"[-+]?\d+(?:\.\d*)?[eE][-+]?\d+")
+
 _ACCELERATE = ("accelerate", "torchrun", "deepspeed")
 _PROCESSES = ("num_processes", "nproc_per_node", "num_gpus")
 
@@ -44,7 +46,7 @@ def read_source(path: Path) -> Source:
         UserError: The file is missing, or is neither.
     """
     if path.suffix in (".yaml", ".yml", ".json"):
-        return Source(str(path), load_yaml(path))
+        return Source(str(path), _read_yaml(path))
     if path.suffix == ".py":
         raise UserError(f"{path} is a program; give the command that starts it, or its YAML")
     try:
@@ -105,7 +107,15 @@ def _named(config: Path, script: Path) -> dict[str, Any]:
     found = next((f / config for f in folders if (f / config).is_file()), None)
     if found is None:
         raise UserError(f"{script} names {config}, which is not there: run this in its folder")
-    return load_yaml(found)
+    return _read_yaml(found)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """The keys of a file; numbers such as 1e-6 are numbers, which YAML takes for text."""
+    return {
+        key: float(value) if isinstance(value, str) and _SCIENTIFIC.fullmatch(value) else value
+        for key, value in load_yaml(path).items()
+    }
 
 
 def _options(words: Sequence[str]) -> dict[str, Any]:
@@ -125,14 +135,9 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _value(word: str) -> Any:
-    """A word as YAML reads it; numbers such as 1e-6 too, which YAML takes for text."""
+    """A word as YAML reads it, and numbers such as 1e-6."""
     try:
         read = yaml.safe_load(word)
     except yaml.YAMLError:
         return word
-    if isinstance(read, str):
-        try:
-            return float(read)
-        except ValueError:
-            return read
-    return read
+    return float(word) if _SCIENTIFIC.fullmatch(word) else read

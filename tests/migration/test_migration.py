@@ -149,6 +149,8 @@ def test_a_share_of_a_handbook_set_is_a_slice_of_its_split():
         ({"loss_type": "hinge", "gamma_beta_ratio": 0.5}, "`loss_type: hinge`"),
         ({"dataset_mixture": ["a/b"]}, "`dataset_mixture`"),
         ({"dataset_mixer": {"a/b": 1}, "dataset_configs": ["x", "y"]}, "2 of 1 data sets"),
+        ({"gamma_beta_ratio": "auto"}, "`gamma_beta_ratio` is `auto`"),
+        ({"per_device_train_batch_size": "auto"}, "it must be a number"),
         ({}, "holds no key"),
     ],
 )
@@ -211,6 +213,12 @@ def test_a_value_that_training_would_refuse_writes_nothing(tmp_path: Path):
     with pytest.raises(UserError, match=r"training would refuse this recipe: .*beta"):
         dispatch(["migrate", str(tmp_path / "run.yaml"), "--output", str(output)])
     assert not output.exists()
+
+
+def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path: Path):
+    (tmp_path / "run.yaml").write_text("beta: 5e-2\nlearning_rate: 5e-7\nmodel_revision: a1e5\n")
+    keys = read_source(tmp_path / "run.yaml").keys
+    assert keys == {"beta": 0.05, "learning_rate": 5e-7, "model_revision": "a1e5"}
 
 
 def test_an_output_that_is_there_is_kept(tmp_path: Path):
