@@ -32,6 +32,7 @@ class Room(NamedTuple):
 FLOOR = ("alignment.cli", "alignment.compat")
 LAUNCH = ("alignment.launch",)
 CONTRACT = ("alignment.objectives.base",)
+METHODS = ("alignment.core.methods",)
 CONNECT = ("alignment.llm.connect",)
 BACKENDS = tuple(
     f"alignment.llm.{name}"
@@ -186,8 +187,9 @@ ROOMS = (
     ),
     Room(("alignment.core.buckets",), (), ("torch",)),
     Room(("alignment.core.logps",), (), ("torch", "trl")),
-    Room(("alignment.objectives", "alignment.objectives.*"), CONTRACT, ("torch",)),
-    Room(CONTRACT, (), ("torch",)),
+    Room(("alignment.objectives", "alignment.objectives.*"), (*CONTRACT, *METHODS), ("torch",)),
+    Room(CONTRACT, METHODS, ("torch",)),
+    Room(METHODS, (), ()),
     Room(
         ("data_builders.*",),
         (

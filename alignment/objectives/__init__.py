@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import inspect
-import pkgutil
 import re
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any, NamedTuple
 
+from alignment.core.methods import available, load_method
 from alignment.objectives.base import Objective
 
 _ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
@@ -50,8 +47,7 @@ def describe(objective: Objective) -> Description:
 
 def available_objectives() -> list[str]:
     """The names that `objective:` takes in a recipe: the modules of this package."""
-    package = importlib.import_module(__name__)
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "base")
+    return available(__name__)
 
 
 def load_objective(name: str, kwargs: Mapping[str, Any] | None = None) -> Objective:
@@ -66,44 +62,5 @@ def load_objective(name: str, kwargs: Mapping[str, Any] | None = None) -> Object
         ValueError: The name is unknown, or a hyper-parameter is (the nearest known one is
             suggested), or a value is out of range.
     """
-    if "." in name:
-        cls = _imported(name)
-    else:
-        known = available_objectives()
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            hint = f"did you mean `{near[0]}`? " if near else ""
-            raise ValueError(f"objective `{name}` is unknown: {hint}Known: {', '.join(known)}")
-        module = importlib.import_module(f"{__name__}.{name}")
-        cls = next(
-            value
-            for value in vars(module).values()
-            if inspect.isclass(value)
-            and issubclass(value, Objective)
-            and value.__module__ == module.__name__
-        )
-    known_fields = [f.name for f in fields(cls)]
-    for key in kwargs or {}:
-        if key not in known_fields:
-            near = difflib.get_close_matches(key, known_fields, n=1, cutoff=0.4)
-            hint = f"did you mean `{near[0]}`? " if near else ""
-            takes = ", ".join(known_fields) or "nothing"
-            raise ValueError(
-                f"objective_kwargs.{key}: `{name}` has no such parameter; {hint}It takes: {takes}"
-            )
-    objective: Objective = cls(**(kwargs or {}))
-    return objective
-
-
-def _imported(path: str) -> Any:
-    """The objective class at a dotted path."""
-    module_name, _, class_name = path.rpartition(".")
-    try:
-        cls = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"objective `{path}` cannot be imported: {error}; it must be the dotted path of a class"
-        ) from error
-    if not (inspect.isclass(cls) and issubclass(cls, Objective)):
-        raise ValueError(f"objective `{path}` is not a subclass of alignment.Objective")
-    return cls
+    # The base is abstract; a subclass is what is built.
+    return load_method(__name__, "objective", Objective, name, kwargs)  # type: ignore[type-abstract]

@@ -12,14 +12,16 @@ Shape letters: G groups, R responses, N response tokens, D divergences.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from alignment.core.methods import check_kinds
+from alignment.core.methods import check_range as check_range  # for methods, from one place
 
 Need = Literal[
     "reference",
@@ -306,20 +308,7 @@ class Objective(ABC):
     """Roles of the responses that the method reads; others are not computed."""
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for known in fields(self):
-            hint, value = hints[known.name], getattr(self, known.name)
-            if get_origin(hint) is Literal and value not in get_args(hint):
-                remedy = f"choose one of {', '.join(map(repr, get_args(hint)))}"
-            elif hint is float and not _is_number(value):
-                remedy = "write a finite number (YAML reads 1e-4 as text: write 1.0e-4)"
-            elif hint is int and (not isinstance(value, int) or isinstance(value, bool)):
-                remedy = "write a whole number"
-            elif hint is bool and not isinstance(value, bool):
-                remedy = "write true or false"
-            else:
-                continue
-            raise ValueError(f"{type(self).__name__}.{known.name} is {value!r}: {remedy}")
+        check_kinds(self)
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -614,33 +603,9 @@ def role_metrics(name: str, values: Tensor, terms: GroupTerms) -> dict[str, Mean
     }
 
 
-def check_range(
-    objective: Objective,
-    name: str,
-    *,
-    above: float = -math.inf,
-    least: float = -math.inf,
-    most: float = math.inf,
-) -> None:
-    """Refuses a hyper-parameter that is not in `(above, inf)` and `[least, most]`.
-
-    Raises:
-        ValueError: It is not; the message names field, value and the range.
-    """
-    value = getattr(objective, name)
-    if not (above < value and least <= value <= most):
-        bounds = {"above": above, "at least": least, "at most": most}
-        wanted = " and ".join(f"{word} {x:g}" for word, x in bounds.items() if math.isfinite(x))
-        raise ValueError(f"{type(objective).__name__}.{name} is {value!r}: it must be {wanted}")
-
-
 def _first_argmax(values: Tensor, terms: GroupTerms) -> Tensor:
     """(G,) int64, the first response of each group that has its group's largest value."""
     group = terms.group_of_response
     (is_top,) = torch.nonzero(values == group_max(values, terms)[group], as_tuple=True)
     last = group.new_full((terms.num_groups,), terms.num_responses)
     return last.scatter_reduce(0, group[is_top], is_top, "amin")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
