@@ -133,18 +133,6 @@ def test_a_broken_file_gets_one_line_and_a_non_zero_exit(
     assert errors.count("\n") == 1
 
 
-def test_decoding_rules_are_skipped_with_a_word(
-    tampered: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def decode(document: dict[str, Any]) -> None:
-        document["objective"] = "decode_somehow"
-        for case in document["cases"]:
-            case["level"] = "decode"
-
-    assert main([str(tampered(decode))]) == 0
-    assert "skipped: decoding rules are not objectives" in capsys.readouterr().out
-
-
 def test_a_text_or_a_missing_number_that_differs_is_a_miss(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,8 +46,6 @@ def table(reports: Sequence[Report]) -> str:
     for report in reports:
         unchecked = ", ".join(sorted(report.unchecked))
         note = f"  unchecked: {unchecked}" if unchecked else ""
-        if report.skipped:
-            note = f"  skipped: {report.skipped}"
         lines.append(
             f"{report.path!s:{width}}  {report.objective:18} {report.cases:5d} {report.passed:6d} "
             f"{report.worst:11.1e}{note}"

@@ -35,7 +35,7 @@ class Case:
 
     Attributes:
         name: Name of the case in its file.
-        level: `logps` (inputs are log-probs of responses) or `logits`.
+        level: `logps` (inputs are log-probs of responses), `logits`, or one of those without loss.
         dtype: Precision of the inputs and of the computation.
         inputs: Input name -> nested lists.
         params: Hyper-parameters under the names of the reference.

@@ -19,11 +19,8 @@ from tests.conformance.case import Adapter, Case
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64}
 
-WITHOUT_LOSS = frozenset({"edits", "data"})
-"""Levels of cases that compute labels or data: nothing is differentiated."""
-
-NOT_OBJECTIVES = {"decode": "decoding rules are not objectives"}
-"""Levels of cases that no objective can run, with the reason, unless an adapter claims the file."""
+WITHOUT_LOSS = frozenset({"edits", "data", "decode"})
+"""Levels of cases that compute labels, data or scores of a step: nothing is differentiated."""
 
 
 class VectorError(ValueError):
@@ -42,7 +39,6 @@ class Report:
         worst: Largest `|got - expected| / max(1, |expected|)` over all values compared.
         misses: One line for each case that failed: the first value that differs, or the error.
         unchecked: Expected values that the adapter does not compute.
-        skipped: Why nothing of it was run; empty where it was.
     """
 
     path: Path
@@ -52,7 +48,6 @@ class Report:
     worst: float = 0.0
     misses: list[str] = field(default_factory=list)
     unchecked: set[str] = field(default_factory=set)
-    skipped: str = ""
 
 
 def adapters() -> dict[str, Adapter]:
@@ -99,9 +94,6 @@ def run_file(path: Path, known: Mapping[str, Adapter]) -> Report:
     """
     document = _read(path)
     objective = document["objective"]
-    levels = {str(record.get("level")) for record in document["cases"] if isinstance(record, dict)}
-    if objective not in known and len(levels) == 1 and levels <= NOT_OBJECTIVES.keys():
-        return Report(path, objective, skipped=NOT_OBJECTIVES[levels.pop()])
     if objective not in known:
         raise VectorError(
             f"{path}: objective `{objective}` is unknown; known: {', '.join(sorted(known))}"
