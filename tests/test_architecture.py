@@ -32,7 +32,7 @@ class Room(NamedTuple):
 FLOOR = ("alignment.cli", "alignment.compat")
 LAUNCH = ("alignment.launch",)
 CONTRACT = ("alignment.objectives.base",)
-METHODS = ("alignment.core.methods",)
+BY_NAME = ("alignment.core.methods",)
 CONNECT = ("alignment.llm.connect",)
 BACKENDS = tuple(
     f"alignment.llm.{name}"
@@ -92,6 +92,7 @@ ROOMS = (
             *("alignment.stages", "alignment.comparison.*"),
             *("alignment.rounds.*", "alignment.loops.*"),
             *("alignment.pages.*", "alignment.reporting.*"),
+            *("alignment.decoding.*", "alignment.contrasts", "alignment.contrasts.*"),
         ),
     ),
     Room(
@@ -134,6 +135,21 @@ ROOMS = (
         (),
     ),
     Room(
+        ("alignment.decoding", "alignment.decoding.*"),
+        (
+            *("alignment.decoding", "alignment.decoding.*"),
+            *("alignment.contrasts", "alignment.contrasts.*"),
+            *("alignment.core.groups", "alignment.core.rendering", "alignment.core.rows"),
+            *("alignment.core.packing", "alignment.core.tokenizers", *CONTRACT),
+            *(*CONNECT, *BACKENDS, *ENGINE, *FLOOR),
+        ),
+    ),
+    Room(
+        ("alignment.contrasts", "alignment.contrasts.*"),
+        ("alignment.contrasts.base", *BY_NAME),
+        ("torch",),
+    ),
+    Room(
         ("alignment.data_tools", "alignment.data_tools.*"),
         (
             *("alignment.data_tools.*", "alignment.pages.*", "data_builders.*", "eval.*"),
@@ -167,6 +183,7 @@ ROOMS = (
         ("alignment.core.reference", "alignment.core.rendering", "alignment.core.planning"),
         ("alignment.core.packing", "alignment.core.groups", "alignment.core.token_labels", *FLOOR),
     ),
+    Room(("alignment.core.tokenizers",), FLOOR, ("transformers",)),
     Room(LABELS, ("alignment.core.packing", "alignment.core.groups", *FLOOR)),
     Room(
         ("alignment.core.attention",),
@@ -187,9 +204,9 @@ ROOMS = (
     ),
     Room(("alignment.core.buckets",), (), ("torch",)),
     Room(("alignment.core.logps",), (), ("torch", "trl")),
-    Room(("alignment.objectives", "alignment.objectives.*"), (*CONTRACT, *METHODS), ("torch",)),
-    Room(CONTRACT, METHODS, ("torch",)),
-    Room(METHODS, (), ()),
+    Room(("alignment.objectives", "alignment.objectives.*"), (*CONTRACT, *BY_NAME), ("torch",)),
+    Room(CONTRACT, BY_NAME, ("torch",)),
+    Room(BY_NAME, (), ()),
     Room(
         ("data_builders.*",),
         (
@@ -367,9 +384,10 @@ def test_no_room_may_import_a_room_above_it():
 
 def test_the_files_of_packages_import_nothing_and_that_of_alignment_is_lazy():
     for name, path in FILES.items():
-        # What a recipe names is found by the packages of objectives and of adapters themselves.
-        finding = ("alignment", "alignment.objectives", "alignment.adapters")
-        if path.stem == "__init__" and name not in finding:
+        # What a user names is found by the packages of such things themselves.
+        finding = ("objectives", "adapters", "contrasts")
+        named = ("alignment", *(f"alignment.{package}" for package in finding))
+        if path.stem == "__init__" and name not in named:
             assert [n for n in imported(path.read_text()) if n != "__future__"] == [], name
 
 

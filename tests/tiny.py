@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     Gemma3TextConfig,
     GPT2Config,
     GptOssConfig,
@@ -168,6 +169,31 @@ def save_tiny(folder: str | Path, family: str = "llama", **options: Any) -> Path
     return folder
 
 
+def save_tiny_reward(folder: str | Path, *, seed: int = 0, num_labels: int = 1) -> Path:
+    """Saves a tiny reward model, a sequence classifier, with the same tokenizer.
+
+    Args:
+        folder: Where to; created where missing.
+        seed: Seed of the weights; the global generator is left as it was.
+        num_labels: Outputs; a reward model has one.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    config = tiny_config(num_labels=num_labels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_config(config)
+        with torch.no_grad():
+            for weight in model.parameters():
+                noise = torch.randn_like(weight) * 0.1
+                weight.copy_(noise if weight.dim() > 1 else weight + noise)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         prog="python -m tests.tiny", description="Save a tiny random model with its tokenizer."
@@ -177,7 +203,11 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0, help="of the weights")
     parser.add_argument("--hidden", type=int, default=32, help="width, a multiple of 4")
     parser.add_argument("--vocab", type=int, default=VOCAB_SIZE, help="rows of the embedding")
+    parser.add_argument("--reward", action="store_true", help="a reward model instead, a Llama")
     chosen = parser.parse_args()
+    if chosen.reward:
+        save_tiny_reward(chosen.folder, seed=chosen.seed)
+        raise SystemExit
     save_tiny(
         chosen.folder,
         chosen.family,

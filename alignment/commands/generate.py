@@ -10,22 +10,26 @@ import asyncio
 import hashlib
 import json
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
 from alignment.cli import UserError, parse, run
 from alignment.core.rows import read_rows
-from alignment.llm.connect import CallOptions, connect, open_ledger, run_rows
+from alignment.decoding.figures import Figures, peak_memory
+from alignment.decoding.in_context import STOP
+from alignment.decoding.options import DecodingOptions
+from alignment.decoding.prompting import Prompting, prompting
+from alignment.llm.connect import connect, open_ledger, run_rows
 from alignment.llm.lock import locked
-from alignment.llm.model import PROVIDER, Encoded, LocalModel
-from alignment.llm.prompts import as_messages
-from alignment.llm.protocol import GO_ON, CallError, Reply, Request, Sampling, Stopped, Verb
+from alignment.llm.model import PROVIDER, LocalModel
+from alignment.llm.protocol import GO_ON, CallError, Reply, Request, Sampling, Stopped
 from alignment.llm.rows import (
     MapReport,
     Output,
@@ -36,11 +40,14 @@ from alignment.llm.rows import (
     reject_row,
 )
 
+if TYPE_CHECKING:
+    from alignment.decoding.decoder import Answers, Views
+
 Named = tuple[str, Row]
 
 
 @dataclass(kw_only=True)
-class Options(CallOptions):
+class Options(DecodingOptions):
     """Options of `alignment generate`."""
 
     model: str = field(metadata={"help": "a folder or hub id, or a name on the server"})
@@ -74,7 +81,9 @@ class Options(CallOptions):
     @property
     def sampling(self) -> Sampling:
         """How answers are drawn."""
-        return Sampling(self.temperature, self.top_p, self.top_k, self.max_tokens, self.seed)
+        stop = () if self.in_context is None else (STOP,)
+        drawn = (self.temperature, self.top_p, self.top_k, self.max_tokens, self.seed)
+        return Sampling(*drawn, stop)
 
 
 def generate(options: Options) -> MapReport:
@@ -89,6 +98,12 @@ def generate(options: Options) -> MapReport:
     if here and options.mode == "batch":
         raise UserError(
             f"`--mode batch` needs the address of a provider; {options.model} runs here"
+        )
+    if not here and options.needs_this_process is not None:
+        flag = options.needs_this_process.replace("_", "-")
+        raise UserError(
+            f"`--{flag}` needs a model in this process, whose logits can be read; give a folder or "
+            "a hub id as `--model`, and no `--base-url`"
         )
     if here and not options.dry_run:
         with locked(options.output):
@@ -116,21 +131,23 @@ def _rows(options: Options) -> Iterator[Named]:
         seen[prompt] += options.samples
 
 
-def _requests(options: Options, row: Row, has_chat_template: bool) -> list[Request]:
+def _requests(options: Options, asks: Prompting, row: Row) -> list[Request]:
     """The calls that answer a row.
 
     Raises:
         Reject: The row has no prompt.
     """
-    prompt = prompt_of(row)
-    chat = options.format == "chat" or (options.format == "auto" and has_chat_template)
-    verb: Verb = "chat" if chat or not isinstance(prompt, str) else "complete"
-    asked = as_messages(prompt) if verb == "chat" else prompt
+    verb, prompt = asks.first(row)
     samples = range(row["sample"], row["sample"] + options.samples)
-    return [Request(verb, asked, (), options.sampling, sample) for sample in samples]
+    return [Request(verb, prompt, (), options.sampling, sample) for sample in samples]
 
 
-def _answer(row: Row, request: Request, reply: Reply, source: Mapping[str, str]) -> Row:
+def _asks(options: Options, has_chat_template: bool) -> Prompting:
+    chat = options.format == "chat" or (options.format == "auto" and has_chat_template)
+    return prompting(options, chat=chat)
+
+
+def _answer(row: Row, request: Request, reply: Reply, source: Mapping[str, Any]) -> Row:
     meta = row.get("meta")
     return {
         **row,
@@ -150,14 +167,16 @@ def _answer(row: Row, request: Request, reply: Reply, source: Mapping[str, str])
 
 def _ask_server(options: Options) -> MapReport:
     total = sum(1 for _ in islice(read_rows(options.prompts), options.limit))
+    asks = _asks(options, has_chat_template=True)
     with open_ledger(options.output, options) as ledger:
         llm = connect(options.model, options.base_url, ledger, options)
+        source = {**llm.source, **_decoding(asks.settings())}
 
         async def answers(row: Row) -> list[Row]:
-            requests = _requests(options, row, has_chat_template=True)
+            requests = _requests(options, asks, row)
             replies = await asyncio.gather(*(llm.ask(r, keep_truncated=True) for r in requests))
             pairs = zip(requests, replies, strict=True)
-            return [_answer(row, request, reply, llm.source) for request, reply in pairs]
+            return [_answer(row, request, reply, source) for request, reply in pairs]
 
         rows = _unsaved(options) if options.dry_run else _rows(options)
         report = run_rows(options, [llm], rows, answers, options.output, total=total)
@@ -183,8 +202,8 @@ def _run_here(options: Options, rows: Sequence[Named]) -> MapReport:
     if options.overwrite:
         shutil.rmtree(chunks, ignore_errors=True)
         settings.unlink(missing_ok=True)
-    local = LocalModel(options.model, options.device, adapter_kwargs=options.adapter_kwargs)
-    _check_settings(settings, _settings(options, rows, local))
+    answerer = _Answerer(options)
+    _check_settings(settings, answerer.settings(rows))
     if options.resume and options.output.exists() and not chunks.exists():
         return _finished(options, len(rows))
     chunks.mkdir(parents=True, exist_ok=True)
@@ -193,25 +212,28 @@ def _run_here(options: Options, rows: Sequence[Named]) -> MapReport:
         for start in tqdm(range(0, len(rows), options.chunk_size), unit="chunk", disable=None):
             path = _chunk(chunks, start)
             if not path.is_file():
-                part = rows[start : start + options.chunk_size]
-                _write_whole(path, _answer_chunk(options, part, local))
+                _write_whole(path, answerer.chunk(rows[start : start + options.chunk_size]))
     except KeyboardInterrupt:
         interrupted = True
-    report = _gather(options.output, sorted(chunks.glob("*.json")))
+    report, figures = _gather(options.output, sorted(chunks.glob("*.json")))
     if interrupted:
         missing = len(rows) - report.kept - report.dropped.total()
         told = f"interrupted: {missing} of {len(rows)} rows are missing in {options.output}"
         raise Stopped(told, GO_ON, status=130)
+    if options.report is not None:
+        figures.write(options.report, **answerer.source, kl_from=answerer.decoder.start)
     shutil.rmtree(chunks)
     return report
 
 
-def _gather(output: Path, chunks: Sequence[Path]) -> MapReport:
-    """Writes what stands in chunks."""
-    report = MapReport()
+def _gather(output: Path, chunks: Sequence[Path]) -> tuple[MapReport, Figures]:
+    """Writes what stands in chunks; adds up what they took."""
+    report, figures = MapReport(), Figures()
     with Output(output) as file:
         for path in chunks:
-            for made, rejected in json.loads(path.read_text(encoding="utf-8")):
+            chunk = json.loads(path.read_text(encoding="utf-8"))
+            figures += Figures.of(chunk["figures"])
+            for made, rejected in chunk["rows"]:
                 if rejected is not None:
                     report.drop(rejected)
                     file.reject(rejected)
@@ -219,7 +241,7 @@ def _gather(output: Path, chunks: Sequence[Path]) -> MapReport:
                 report.kept += 1
                 for row in made:
                     file.write(row)
-    return report
+    return report, figures
 
 
 def _finished(options: Options, rows: int) -> MapReport:
@@ -232,42 +254,99 @@ def _finished(options: Options, rows: int) -> MapReport:
     return report
 
 
-def _answer_chunk(
-    options: Options, rows: Sequence[Named], local: LocalModel
-) -> list[tuple[list[Row], Row | None]]:
-    """For each row its answers, or why it has none."""
-    source = {"provider": PROVIDER, "model": local.name, "fingerprint": local.fingerprint}
-    prepared: list[tuple[Row, list[Encoded], Row | None]] = []
-    for name, row in rows:
-        try:
-            requests = _requests(options, row, local.has_chat_template)
-            prepared.append((row, [local.encode(request) for request in requests], None))
-        except (Reject, CallError) as error:
-            prepared.append((row, [], reject_row(name, row, error)))
-    waiting = [encoded for _, several, _ in prepared for encoded in several]
-    replies = iter(
-        reply
-        for start in range(0, len(waiting), options.batch_size)
-        for reply in local.answer(waiting[start : start + options.batch_size])
-    )
-    return [
-        ([_answer(row, encoded.request, next(replies), source) for encoded in several], rejected)
-        for row, several, rejected in prepared
-    ]
+class _Answerer:
+    """A model in this process with all that its answers depend on.
+
+    Args:
+        options: The options.
+
+    Raises:
+        UserError: A model, contrast or example cannot be used.
+    """
+
+    def __init__(self, options: Options) -> None:
+        from alignment.decoding.decoder import Decoder  # loads torch
+
+        self._options = options
+        given = options.adapter_kwargs
+        self._local = LocalModel(options.model, options.device, adapter_kwargs=given)
+        self._asks = _asks(options, self._local.has_chat_template)
+        self.decoder = Decoder(options, self._local, self._asks)
+        self.source = {
+            "provider": PROVIDER,
+            "model": self._local.name,
+            "fingerprint": self._local.fingerprint,
+            **_decoding(self.decoder.settings()),
+        }
+
+    def settings(self, rows: Sequence[Named]) -> dict[str, Any]:
+        """All that the answers of a chunk depend on, down to the last bit."""
+        options = self._options
+        return {
+            "model": self._local.fingerprint,
+            "device": str(self._local.device),
+            "prompts": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16],
+            "format": options.format,
+            "samples": options.samples,
+            "chunk_size": options.chunk_size,
+            "batch_size": options.batch_size,
+            "kl_from": self.decoder.start,
+            **self.decoder.settings(),
+            **options.sampling.settings(),
+        }
+
+    def chunk(self, rows: Sequence[Named]) -> dict[str, Any]:
+        """For each row its answers, or why it has none; and what they took."""
+        prepared: list[tuple[Row, list[Views], Row | None]] = []
+        for name, row in rows:
+            try:
+                requests = _requests(self._options, self._asks, row)
+                views = [self.decoder.encode(request, row) for request in requests]
+                prepared.append((row, views, None))
+            except (Reject, CallError) as error:
+                prepared.append((row, [], reject_row(name, row, error)))
+        waiting = [views for _, several, _ in prepared for views in several]
+        replies, figures = self._replies(waiting)
+        answered = [
+            [_answer(row, views.first.request, *next(replies)) for views in several]
+            for row, several, _ in prepared
+        ]
+        rejects = [rejected for _, _, rejected in prepared]
+        return {
+            "rows": list(zip(answered, rejects, strict=True)),
+            "figures": vars(figures),
+        }
+
+    def _replies(
+        self, waiting: Sequence[Views]
+    ) -> tuple[Iterator[tuple[Reply, dict[str, Any]]], Figures]:
+        """Replies, each with where it comes from; and what they took."""
+        figures, replies = Figures(), list[tuple[Reply, dict[str, Any]]]()
+        for start in range(0, len(waiting), self._options.batch_size):
+            batch = waiting[start : start + self._options.batch_size]
+            took, made = self._timed(batch)
+            figures += took
+            for index, reply in enumerate(made.replies):
+                kl = {} if made.kl is None else {"kl": made.kl[index]}
+                replies.append((reply, {**self.source, **kl}))
+        return iter(replies), figures
+
+    def _timed(self, batch: Sequence[Views]) -> tuple[Figures, Answers]:
+        began = time.perf_counter()
+        made = self.decoder.answer(batch)
+        figures = Figures(
+            answers=len(batch),
+            tokens=sum(reply.completion_tokens or 0 for reply in made.replies),
+            seconds=time.perf_counter() - began - made.measuring,
+            memory=peak_memory(self._local.device),
+            kl=None if made.kl is None else sum(made.kl),
+        )
+        return figures, made
 
 
-def _settings(options: Options, rows: Sequence[Named], local: LocalModel) -> dict[str, Any]:
-    """All that the answers of a chunk depend on, down to the last bit."""
-    return {
-        "model": local.fingerprint,
-        "device": str(local.device),
-        "prompts": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16],
-        "format": options.format,
-        "samples": options.samples,
-        "chunk_size": options.chunk_size,
-        "batch_size": options.batch_size,
-        **options.sampling.settings(),
-    }
+def _decoding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands beside an answer of how it was decoded; nothing where it was plain."""
+    return {"decoding": dict(settings)} if settings else {}
 
 
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:

@@ -37,6 +37,21 @@ class Encoded(NamedTuple):
     scored: list[int]
 
 
+class Guide(NamedTuple):
+    """What stands between a model's logits and the draw of an answer.
+
+    Attributes:
+        processors: Logits processors of transformers, which come before temperature and filters.
+        room: Most tokens of an answer, where other passes than the model's own bound it.
+    """
+
+    processors: Sequence[Callable[[Tensor, Tensor], Tensor]] = ()
+    room: int | None = None
+
+
+NO_GUIDE = Guide()
+
+
 class Encoder:
     """Turns requests into tokens as a model takes them.
 
@@ -219,6 +234,10 @@ class LocalModel:
     Attributes:
         name: The folder's own name, or the hub id.
         fingerprint: Checksum of the folder, or the commit on the hub.
+        source: The folder or hub id as it was given; empty where `adapter_kwargs` make another
+            model of what lies there.
+        ends: Tokens that end an answer.
+        pad: What rows of a batch are padded with.
 
     Raises:
         UserError: There is no such model.
@@ -233,12 +252,13 @@ class LocalModel:
     ) -> None:
         loaded = load_pretrained(model, "AutoModelForCausalLM", device, dtype, adapter_kwargs)
         self.model, self.tokenizer, self.device, self.name, self.fingerprint = loaded
+        self.source = "" if adapter_kwargs else model
         ends = self.model.generation_config.eos_token_id
-        self._ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id}
-        self._ends.discard(None)
-        self._pad = self.tokenizer.pad_token_id
-        if self._pad is None:
-            self._pad = self.tokenizer.eos_token_id or 0
+        self.ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id}
+        self.ends.discard(None)
+        self.pad = self.tokenizer.pad_token_id
+        if self.pad is None:
+            self.pad = self.tokenizer.eos_token_id or 0
         self.encoder = Encoder(self.tokenizer, model, loaded.longest)
 
     @property
@@ -250,36 +270,47 @@ class LocalModel:
         """The tokens of a request, as `Encoder.encode` has it."""
         return self.encoder.encode(request)
 
-    def answer(self, batch: Sequence[Encoded]) -> list[Reply]:
-        """The replies to requests of one verb and one sampling."""
+    def answer(self, batch: Sequence[Encoded], guide: Guide = NO_GUIDE) -> list[Reply]:
+        """The replies to requests of one verb and one sampling.
+
+        Args:
+            batch: The requests.
+            guide: What changes the logits of written answers, made for this very batch.
+        """
         import torch
 
         with torch.inference_mode():
             if batch[0].request.verb == "score":
                 return [self._score(encoded) for encoded in batch]
-            return self._generate(batch)
+            return self._generate(batch, guide)
 
-    def _padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    def room(self, width: int) -> int:
+        """Most tokens that can follow a number of tokens."""
+        return (self.encoder.longest or 10**9) - width
+
+    def padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask, (B, T) both, padded on the left."""
         import torch
 
         width = max(map(len, rows))
-        ids = [[self._pad] * (width - len(row)) + row for row in rows]
+        ids = [[self.pad] * (width - len(row)) + row for row in rows]
         mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
         return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
 
-    def _generate(self, batch: Sequence[Encoded]) -> list[Reply]:
+    def _generate(self, batch: Sequence[Encoded], guide: Guide) -> list[Reply]:
         from transformers import GenerationConfig
 
         sampling = batch[0].request.sampling
-        ids, mask = self._padded([encoded.rows[0] for encoded in batch])
-        room = (self.encoder.longest or 10**9) - ids.shape[1]
+        ids, mask = self.padded([encoded.rows[0] for encoded in batch])
+        room = self.room(ids.shape[1])
+        if guide.room is not None:
+            room = min(room, guide.room)
         top = sampling.top_logprobs
         config = GenerationConfig(
             do_sample=False,  # the noise below does the drawing
             max_new_tokens=min(sampling.max_tokens or DEFAULT_MAX_TOKENS, room),
-            eos_token_id=sorted(self._ends) or None,
-            pad_token_id=self._pad,
+            eos_token_id=sorted(self.ends) or None,
+            pad_token_id=self.pad,
             stop_strings=list(sampling.stop) or None,
             output_logits=top is not None,
             return_dict_in_generate=True,
@@ -288,21 +319,25 @@ class LocalModel:
             ids,
             attention_mask=mask,
             generation_config=config,
-            logits_processor=_processors(sampling, [encoded.request for encoded in batch]),
+            logits_processor=_processors(
+                guide.processors, sampling, [encoded.request for encoded in batch]
+            ),
             tokenizer=self.tokenizer if sampling.stop else None,
         )
         replies = []
         for row, encoded in enumerate(batch):
             tokens = made.sequences[row, ids.shape[1] :].tolist()
-            length = next((i for i, token in enumerate(tokens) if token in self._ends), len(tokens))
+            length = next((i for i, token in enumerate(tokens) if token in self.ends), len(tokens))
             text = self.tokenizer.decode(tokens[:length], skip_special_tokens=True)
             cut = min((text.find(stop) for stop in sampling.stop if stop in text), default=-1)
-            ended = length < len(tokens) or cut >= 0
-            tops = None if top is None else self._top(made.logits[: length + ended], row, top)
+            while cut >= 0 and tokens[length - 1] == self.pad:
+                length -= 1  # the others of the batch went on
+            closed = length < len(tokens) and cut < 0
+            tops = None if top is None else self._top(made.logits[: length + closed], row, top)
             replies.append(
                 Reply(
                     text[:cut] if cut >= 0 else text,
-                    "stop" if ended else "length",
+                    "stop" if closed or cut >= 0 else "length",
                     len(encoded.rows[0]),
                     length,
                     top_logprobs=tops,
@@ -320,7 +355,7 @@ class LocalModel:
         return tuple(tops)
 
     def _score(self, encoded: Encoded) -> Reply:
-        ids, mask = self._padded(encoded.rows)
+        ids, mask = self.padded(encoded.rows)
         kept = max(encoded.scored) + 1
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         logits = self.model(
@@ -336,7 +371,11 @@ class LocalModel:
         )
 
 
-def _processors(sampling: Sampling, requests: Sequence[Request]) -> Any:
+def _processors(
+    guides: Sequence[Callable[[Tensor, Tensor], Tensor]],
+    sampling: Sampling,
+    requests: Sequence[Request],
+) -> Any:
     """What turns logits into the scores whose maximum is the drawn token."""
     from transformers import (
         LogitsProcessorList,
@@ -346,8 +385,8 @@ def _processors(sampling: Sampling, requests: Sequence[Request]) -> Any:
     )
 
     if sampling.temperature == 0:
-        return LogitsProcessorList()
-    made: list[Any] = []
+        return LogitsProcessorList(guides)
+    made: list[Any] = [*guides]
     if sampling.temperature is not None and sampling.temperature != 1:
         made.append(TemperatureLogitsWarper(float(sampling.temperature)))
     if sampling.top_k:

@@ -14,6 +14,7 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from alignment.cli import UserError
 from alignment.core.scoring import add_scored_forward, lacks_model, model_key
+from alignment.core.tokenizers import check_same_tokenizer
 from alignment.objectives.base import Objective
 from alignment.trainers.config import GroupConfig
 from alignment.trainers.loading import load_model, load_tokenizer
@@ -81,7 +82,8 @@ def check_frozen(
                 f"set `{model_key(name)}` to the model that the teacher started from"
             )
         if isinstance(given, str):
-            check_same_tokenizer(tokenizer, load_tokenizer(given, args), given)
+            other = load_tokenizer(given, args)
+            check_same_tokenizer(tokenizer, other, given, ("student", "teacher"))
 
 
 def load_frozen(
@@ -111,26 +113,6 @@ def _load(given: Model, args: GroupConfig) -> PreTrainedModel:
     disable_dropout_in_model(model)
     add_scored_forward(model)
     return model
-
-
-def check_same_tokenizer(
-    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, name: str
-) -> None:
-    """Compares two vocabularies id by id; rows that only pad one of them do not count.
-
-    Raises:
-        UserError: They differ; the first ten differences are named.
-    """
-    own = {index: token for token, index in student.get_vocab().items()}
-    other = {index: token for token, index in teacher.get_vocab().items()}
-    common = range(min(max(own), max(other)) + 1)
-    differing = [i for i in common if own.get(i) != other.get(i)]
-    if differing:
-        shown = ", ".join(f"{i}: {own.get(i)!r} / {other.get(i)!r}" for i in differing[:10])
-        raise UserError(
-            f"teacher `{name}` has another tokenizer than the student; {len(differing)} ids "
-            f"differ, the first as student / teacher: {shown}; choose a teacher of the same family"
-        )
 
 
 def _same(one: Model, other: Model | None) -> bool:

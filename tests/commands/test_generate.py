@@ -114,7 +114,7 @@ def test_going_on_with_other_settings_is_refused(
 ):
     prompts(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(command, "_answer_chunk", lambda *_: 1 / 0)
+        patch.setattr(command._Answerer, "chunk", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             generate(options(tmp_path, model_dir))
     with pytest.raises(UserError, match="another temperature; repeat that run's options"):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from alignment.contrasts.input import Input
 from alignment.contrasts.linear_alignment import LinearAlignment
 from alignment.contrasts.obrien_lewis import OBrienLewis
 
+ROOT = Path(__file__).resolve().parents[2]
 INF = math.inf
 UNMASKED: list[Contrast] = [
     OBrienLewis(alpha=0.0),
@@ -170,6 +172,13 @@ def test_the_nucleus_holds_the_token_that_crosses_the_bound():
 def test_a_hyper_parameter_out_of_range_is_told(make: Callable[[], Any], message: str):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", available_contrasts())
+def test_a_contrast_has_a_recipe_and_a_row_in_the_docs(name: str):
+    assert (ROOT / f"recipes/{name}/generate.yaml").is_file()
+    rows = (ROOT / "docs/decoding.md").read_text(encoding="utf-8").splitlines()
+    assert [row for row in rows if row.startswith(f"| `{name}` |")]
 
 
 def test_a_contrast_of_ones_own_is_named_by_its_dotted_path():

@@ -14,7 +14,7 @@ from alignment.train import recipe_keys
 from tests.docs.pages import PAGES, ROOT, read
 
 FOREIGN = {
-    *("help", "version", "dry_run", "config", "seed", "hidden"),
+    *("help", "version", "dry_run", "config", "seed", "hidden", "reward"),
     *("config_file", "num_processes", "multi_gpu"),  # accelerate
     *("port", "device", "chat_template"),  # servers
     *("no_deps", "editable", "dest", "create_dirs", "nodes"),  # pip, curl, sbatch
@@ -82,7 +82,7 @@ def test_every_option_on_a_page_exists(page: str):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_on_a_page_exists(page: str):
-    for verb, name in re.findall(r"(?:`|^)alignment ([a-z]+)(?: ([a-z_]+)\b)?", read(page), re.M):
+    for verb, name in re.findall(r"(?:`|^)alignment ([a-z_]+)(?: ([a-z_]+)\b)?", read(page), re.M):
         assert verb in verbs_of(), f"`alignment {verb}`"
         if verb in FAMILIES and name and name not in EXAMPLES:
             assert name in names_of(FAMILIES[verb][0]), f"`alignment {verb} {name}`"

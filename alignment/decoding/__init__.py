@@ -1,0 +1,1 @@
+"""Alignment without training: contrasts while decoding, and examples in the prompt."""
