@@ -7,7 +7,10 @@ import json
 from pathlib import Path
 
 _KINDS = frozenset({".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"})
-_LEFT_OUT = frozenset({"trainer_state.json", "training_args.bin", "optimizer.bin", "scheduler.bin"})
+_LEFT_OUT = frozenset(
+    {"run.json", "trainer_state.json", "training_args.bin", "optimizer.bin", "scheduler.bin"}
+)
+"""What tells how a model was made, or goes on making it: equal weights answer alike."""
 
 
 def fingerprint(folder: str | Path) -> str:

@@ -188,6 +188,8 @@ def test_the_fingerprint_follows_the_weights_and_not_the_place(tmp_path: Path):
     assert fingerprint(save_tiny(tmp_path / "c", seed=1)) != first
     (tmp_path / "b" / "trainer_state.json").write_text("{}")
     assert fingerprint(tmp_path / "b") == first
+    (tmp_path / "b/run.json").write_text('{"seconds": 3.5}')  # how it was made, and not what it is
+    assert fingerprint(tmp_path / "b") == first
 
 
 def test_the_fingerprint_of_an_adapter_follows_its_base(tmp_path: Path):
