@@ -3,6 +3,7 @@
 #   EXTRAS=dev          fewer extras of pyproject.toml
 #   TORCH=torch==X.Y.Z  another build of torch; TORCH_INDEX=URL where to look for it besides
 #   ARGS="-k packing"   passed on to pytest or to a benchmark
+#   JOBS=4              processes of `make test`, each with one thread
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -10,6 +11,7 @@ SHELL := bash
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+JOBS ?= 2
 COMMA := ,
 
 BIN := $(VENV)/bin
@@ -68,7 +70,7 @@ check: $(STAMP) ## Lint, format and types
 
 .PHONY: test
 test: $(STAMP) ## Unit and slow tests, as in CI
-	$(PYTEST) -m "not long and not gpu" $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTEST) -n $(JOBS) --dist loadfile -m "not long and not gpu" $(ARGS)
 
 .PHONY: test-unit
 test-unit: $(STAMP) ## Unit tests alone
