@@ -288,6 +288,7 @@ CLAIMS = (
         "NCA keeps the likelihood of good answers from falling, where InfoNCA and DPO let it fall.",
         ("nca", "infonca", "dpo_sampled", "nca_pairs"),
         nca_keeps_chosen,
+        remark="InfoNCA on pairs of the same groups is the row `infonca_pairs`.",
     ),
     Claim(
         "InfoNCA gains from more than two responses",
@@ -310,6 +311,7 @@ CLAIMS = (
         "worse.",
         ("apo_zero", "apo_down", "apo_zero_on_worse", "apo_down_on_worse"),
         apo_fits_data,
+        remark="At this learning rate APO-down goes far from the start on either data: see its KL.",
     ),
     Claim(
         "The wrong APO hurts",
@@ -356,6 +358,8 @@ CLAIMS = (
         "CUT makes the model better from answers with words on what is wrong with them.",
         ("cut",),
         cut_learns,
+        remark="The start has never read a judgment, so that at first the selection is a guess; "
+        "how good it is after training stands at the end of this page.",
     ),
     Claim(
         "CUT needs its threshold",
@@ -370,6 +374,7 @@ CLAIMS = (
         "On the same pairs CPO is better than SFT on the chosen side and than DPO.",
         ("cpo", "sft_on_chosen", "dpo"),
         cpo_beats,
+        remark="Winners here are always right, which no real data set's are.",
     ),
     Claim(
         "A small beta displaces likelihood",

@@ -52,7 +52,7 @@ def _sides(ax: Axes, results: Results, names: list[str]) -> None:
     ax.axvline(0, color=GREY, linewidth=0.8)
     ax.set_xscale("symlog", linthresh=1.0)
     ax.set(title="Where both sides went", xlabel="change of log-prob, nats per answer")
-    ax.legend(loc="lower left", fontsize=8)
+    ax.legend(loc="lower right", fontsize=8)
 
 
 def _cost(ax: Axes, results: Results, names: list[str]) -> None:
