@@ -17,13 +17,13 @@ def test_a_table_aligns_its_columns():
 
 
 def test_the_high_water_mark_is_that_since_the_reset():
-    """32 MB are taken and given back in between."""
+    """64 MB are taken and given back in between: more than malloc ever keeps."""
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("needs Linux")
     level = reset_peak("cpu")
-    block = bytearray(32_000_000)
+    block = bytearray(64_000_000)
     del block
-    assert 30e6 < peak("cpu") - level < 60e6
+    assert 60e6 < peak("cpu") - level < 90e6
     assert peak("cpu") - reset_peak("cpu") > -4e6
 
 

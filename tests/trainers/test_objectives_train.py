@@ -440,7 +440,7 @@ def test_a_group_of_one_makes_no_pair(refusal: Callable[..., str]):
         ("nca", {"biased": True}, "use form: pair"),
         ("apo", {"variant": "up"}, "APO.variant is 'up': choose one of 'zero', 'down'"),
         ("cpo", {"label_smoothing": 0.6}, "CPO.label_smoothing is 0.6"),
-        ("cut", {"threshold": 0}, "CUT.threshold is 0"),
+        ("cut", {"threshold": -1}, "CUT.threshold is -1"),
         ("distillm2", {"beta0": 1.5}, "DistiLLM2.beta0 is 1.5"),
         ("awr", {"alpha": 2}, "AWR.alpha is 2: it must be at least 0 and at most 1"),
         ("figa", {"negative_weight": 0.5}, "FIGA.negative_weight is 0.5: it must be at most 0"),
