@@ -23,6 +23,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 from alignment.cli import load_yaml, parse
 from alignment.commands.loop import loop
+from alignment.comparison.results import commit
 from alignment.core.rows import read_rows
 from alignment.quickstart.inputs import write_world
 from alignment.rounds.options import Options, words_of
@@ -156,7 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table([_HEAD, *rows]))
     if options.json:
         settings = {name: str(value) for name, value in vars(options).items() if name != "json"}
-        text = json.dumps({"settings": settings, "methods": results}, indent=1)
+        record = {"commit": commit(), "settings": settings, "methods": results}
+        text = json.dumps(record, indent=1)
         options.json.write_text(text + "\n", encoding="utf-8")
 
 

@@ -12,7 +12,6 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -20,11 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignment import __version__
 from alignment.cli import UserError, parse, run, say
 from alignment.comparison.methods import Method, chosen
 from alignment.comparison.page import table, write
-from alignment.comparison.results import gather
+from alignment.comparison.results import commit, gather
 from alignment.comparison.seeds import Size, of_method, shared
 from alignment.llm.lock import locked
 from alignment.stages import RunFolder
@@ -147,23 +145,9 @@ def _facts(options: Options) -> dict[str, Any]:
     free = " --training-free true" if options.training_free else ""
     return {
         "command": f"alignment compare --methods {' '.join(options.methods)}{free}",
-        "commit": _commit(),
+        "commit": commit(),
         "size": options.size._asdict(),
     }
-
-
-def _commit() -> str:
-    """The commit of this project, `-dirty` where it was changed since; else the release."""
-    try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            check=True,
-            text=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return __version__
 
 
 def run_all(options: Options, methods: Sequence[Method]) -> None:

@@ -40,6 +40,9 @@ FREE = (
     "soft prompts were tuned on the pairs that `apo_zero` trains on."
 )
 
+ROUNDS = "loops.json"
+"""What `python -m benchmarks.loops --json` leaves beside the page."""
+
 REPORTED = {
     "confirmed": "every interval and every seed lies on the expected side",
     "not confirmed": "at least one does not",
@@ -90,7 +93,8 @@ def write(results: Results, facts: Mapping[str, Any], page: Path) -> None:
     Args:
         results: Of the comparison.
         facts: How it was made: commit, command, size.
-        page: Where to; the figure and JSON have its name with other endings.
+        page: Where to; the figure and JSON have its name with other endings. What loops came to
+            is read from `ROUNDS` in the same folder, where it is there.
     """
     findings = {claim.name: claim.judge(results) for claim in CLAIMS}
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +123,10 @@ def write(results: Results, facts: Mapping[str, Any], page: Path) -> None:
         logger.warning("no figure: install matplotlib, which comes with the extra `report`")
     else:
         draw(results, page.with_suffix(".png"))
-    write_whole(page, "\n".join(_lines(results, facts, findings, page.with_suffix(".png").name)))
+    lines = [*_lines(results, facts, findings, page.with_suffix(".png").name)]
+    if page.with_name(ROUNDS).is_file():
+        lines += _rounds(json.loads(page.with_name(ROUNDS).read_text(encoding="utf-8")))
+    write_whole(page, "\n".join(lines))
 
 
 def _lines(
@@ -221,6 +228,36 @@ def _selection(results: Results) -> Iterator[str]:
             *_markdown(rows),
             "",
         )
+
+
+def _rounds(record: Mapping[str, Any]) -> Iterator[str]:
+    """Loops against one round, as `benchmarks.loops` has measured them."""
+    settings, heading = record["settings"], ["loop", "seeds", "held out", "examples, both sides"]
+    rows = [[*heading, "by round", "one round", "rounds minus one round"]]
+    for name, found in record["methods"].items():
+        by_round = " ".join(
+            f"{fmean(scores):.3f}" for scores in zip(*found["by_round"], strict=True)
+        )
+        low, high = found["difference_ci"]
+        examples = [" ".join(map(str, found[f"examples_{side}"])) for side in ("online", "offline")]
+        rows.append(
+            [
+                *(name, str(len(found["online"])), str(found["comparisons"])),
+                *("; ".join(dict.fromkeys(examples)), by_round, f"{fmean(found['offline']):.3f}"),
+                f"{found['difference']:+.3f} [{low:+.3f}, {high:+.3f}]",
+            ]
+        )
+    yield from (
+        "## Rounds against one round",
+        "",
+        f"Win rates over the start after each of {settings['rounds']} rounds, in which the model "
+        "of the round before answers new prompts, and after one round on as many examples from "
+        "answers of the start, with 95% bootstrap intervals over prompts and seeds. Written by "
+        f"`python -m benchmarks.loops` at commit {record['commit']}: [loops.md](loops.md).",
+        "",
+        *_markdown(rows),
+        "",
+    )
 
 
 def _cell(found: Estimate, digits: int, sign: str = "") -> str:

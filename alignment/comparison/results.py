@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from alignment import __version__
 from alignment.cli import UserError
 from alignment.comparison.methods import METHODS, Method
 from alignment.stages import RECORD
@@ -179,6 +181,20 @@ def gather(output: Path, seeds: Iterable[int], methods: Sequence[Method] = METHO
         [_read(folder / "facts.json") for folder in done.values()],
         found,
     )
+
+
+def commit() -> str:
+    """The commit of this project, `-dirty` where it was changed since; else the release."""
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return __version__
 
 
 def _differences(first: Values, second: Values) -> list[list[float]]:

@@ -176,6 +176,25 @@ def test_the_page_stands_beside_its_figure_and_its_numbers(tmp_path: Path):
     assert {claim["verdict"] for claim in record["claims"]} >= {"confirmed", "not run"}
 
 
+def test_the_page_shows_what_loops_came_to_where_that_lies_beside_it(tmp_path: Path):
+    page = tmp_path / "evidence.md"
+    found = {
+        "by_round": [[0.5, 0.7], [0.6, 0.8]],
+        "online": [0.7, 0.8],
+        "offline": [0.6, 0.5],
+        "examples_online": [400, 390],
+        "examples_offline": [400, 390],
+        "difference": 0.2,
+        "difference_ci": [0.1, 0.3],
+        "comparisons": 80,
+    }
+    record = {"commit": "abc", "settings": {"rounds": "2"}, "methods": {"cut": found}}
+    page.with_name("loops.json").write_text(json.dumps(record))
+    write(results_with(dpo=0.7), FACTS, page)
+    row = "| cut | 2 | 80 | 400 390 | 0.550 0.750 | 0.550 | +0.200 [+0.100, +0.300] |"
+    assert row in page.read_text()
+
+
 def test_a_folder_without_a_finished_seed_is_told(tmp_path: Path):
     with pytest.raises(UserError, match="holds no finished seed; run `alignment compare` first"):
         gather(tmp_path, [0])
