@@ -33,6 +33,11 @@ TITLES = {
     "free": "Without training",
 }
 
+WIDER = (
+    "`clm` and `aligner` train other adapters than LoRA by DPO on CLAIR's pairs; `panacea` trains "
+    "its own on samples judged for being right and for being short, and answers with both weighed "
+    "alike. EliCal trains a head that tells confidence and changes no answer, so it has no row."
+)
 FREE = (
     "The start decoded in other ways, beside what training gives above: "
     "[decoding.md](decoding.md). `plain` is the start itself. Seconds are those of the answers, MB "
@@ -40,6 +45,7 @@ FREE = (
     "soft prompts were tuned on the pairs that `apo_zero` trains on."
 )
 
+REMARKS = {"wider": WIDER, "free": FREE}
 ROUNDS = "loops.json"
 """What `python -m benchmarks.loops --json` leaves beside the page."""
 
@@ -160,8 +166,8 @@ def _lines(
         if rows:
             yield f"## {TITLES[part]}"
             yield ""
-            if part == "free":
-                yield from (FREE, "")
+            if part in REMARKS:
+                yield from (REMARKS[part], "")
             yield from _markdown(rows)
             yield ""
     yield from ("## The papers' claims", "")
