@@ -120,6 +120,14 @@ def sides(samples: Samples) -> Iterator[Row]:
             }
 
 
+def aspects(samples: Samples) -> Iterator[Row]:
+    """All samples of a prompt, judged for being right and, by another judge, for being short."""
+    for row in groups(samples):
+        lengths = [len(response[0]["content"]) for response in row["responses"]]
+        judged = zip(row.pop("rewards"), lengths, strict=True)
+        yield {**row, "aspects": [[reward, -float(length)] for reward, length in judged]}
+
+
 def judged_pairs(samples: Samples) -> Iterator[Row]:
     """Two samples of the model, ordered by a judge that is always true; equals make no pair."""
     yield from _labelled(samples.own, 1.0, samples.draws("judged"))
@@ -216,6 +224,7 @@ KINDS: Mapping[str, Callable[[Samples], Iterable[Row]]] = {
     "teacher": teacher_answers,
     "groups": groups,
     "sides": sides,
+    "aspects": aspects,
     "judged_pairs": judged_pairs,
     "stronger_pairs": stronger_pairs,
     "worse_pairs": worse_pairs,

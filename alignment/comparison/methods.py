@@ -20,6 +20,8 @@ ALIGNED, MISALIGNED = "+", "-"
 """Control tokens of conditional training, which the alphabet has."""
 TEACHER = ("--teacher_model_name_or_path", "{seed}/teacher")
 
+LORA = ("--use_peft", "true", "--lora_r", "16", "--lora_target_modules", "all-linear")
+
 Part = Literal["main", "claims", "wider", "free"]
 
 
@@ -34,6 +36,7 @@ class Method:
         part: In which table it stands: the eight that are always run, what the claims need
             besides, the wider field, or what is not trained.
         kwargs: The objective's hyper-parameters.
+        adapter: Options of `alignment train` that say what is trained.
         words: Options of `alignment train` besides, or of `alignment generate` where nothing is
             trained; `{seed}` is the folder of the seed, `{own}` that of the method.
         responses: Of a group, which decides how many groups a step reads.
@@ -48,6 +51,7 @@ class Method:
     part: Part = "main"
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     words: Sequence[str] = ()
+    adapter: Sequence[str] = LORA
     responses: int = 2
     prefix: str = ""
     helper: Literal["amateur", "soft_prompts"] | None = None
@@ -110,6 +114,17 @@ METHODS = (
         "distill",
         "wider",
         words=(*TEACHER, "--second_teacher_model_name_or_path", "{seed}/teacher-before"),
+    ),
+    Method("clm", "dpo", "pairs", "wider", BETA, adapter=("--adapter", "clm")),
+    Method("aligner", "dpo", "pairs", "wider", BETA, adapter=("--adapter", "aligner")),
+    Method(
+        "panacea",
+        "panacea",
+        "aspects",
+        "wider",
+        BETA,
+        adapter=("--adapter", "panacea", "--adapter_kwargs", '{"r": 16}'),
+        responses=4,
     ),
     # Without training.
     Method("plain", "", "", "free"),

@@ -211,7 +211,7 @@ def of_method(method: Method, seed_folder: Path, size: Size, seed: int) -> list[
         *("--model_name_or_path", seed_folder / "start"),
         *("--dataset_name", seed_folder / f"{method.data}.jsonl"),
         *("--objective", method.objective, "--objective_kwargs", json.dumps(dict(method.kwargs))),
-        *("--use_peft", "true", "--lora_r", 16, "--lora_target_modules", "all-linear"),
+        *method.adapter,
         *("--global_batch_size", groups, "--per_device_train_batch_size", groups),
         *("--max_steps", size.steps, "--learning_rate", RATE, "--use_cpu", "true"),
         *("--gradient_checkpointing", "false"),
