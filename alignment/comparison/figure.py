@@ -58,8 +58,8 @@ def _sides(ax: Axes, results: Results, names: list[str]) -> None:
 def _cost(ax: Axes, results: Results, names: list[str]) -> None:
     for name in names:
         point = results.of(name, "kl").mean, results.of(name, "right").mean
-        ax.plot(*point, "o", color=BLUE)
-        ax.annotate(name, point, (5, 3), textcoords="offset points", fontsize=8)
+        ax.plot(*point, "o", label=name)
+    ax.legend(loc="lower left", fontsize=8)
     ax.axhline(results.before("right").mean, color=GREY, linestyle="--", linewidth=0.8)
     ax.set(
         title="What it cost",
