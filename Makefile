@@ -33,7 +33,7 @@ TORCH_OPTIONS := --no-deps --retries 1 --timeout 30
 else
 TORCH ?= torch==$(TORCH_VERSION)
 endif
-EXTRAS ?= dev,docs,serve,report,translation,retrieval$(if $(LINUX),$(COMMA)deepspeed$(COMMA)quant)
+EXTRAS ?= dev,docs,serve,report,translation,retrieval,ray$(if $(LINUX),$(COMMA)deepspeed$(COMMA)quant)
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 

@@ -9,7 +9,7 @@ import json
 import logging
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -160,6 +160,28 @@ def split(options: type[Any], argv: Sequence[str]) -> tuple[list[str], list[str]
     return own, other
 
 
+def words_of(options: Any, omitted: Collection[str] = ()) -> list[str]:
+    """The command line that `parse` reads as these options: all that differ from their defaults.
+
+    Args:
+        options: A dataclass.
+        omitted: Fields that are left out.
+    """
+    words = []
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if field.name not in omitted and value != _default(field):
+            words += [_flag(field.name), *_words(value)]
+    return words
+
+
+def module_of(options: Any) -> str:
+    """The module that defines a dataclass, also where that runs as `python -m MODULE`."""
+    module = sys.modules[type(options).__module__]
+    spec = getattr(module, "__spec__", None)
+    return str(module.__name__ if spec is None else spec.name)
+
+
 def print_error(message: str, status: int) -> None:
     """One line on standard error, whatever the process ends with."""
     sys.stderr.write(f"error: {' '.join(message.split())}\n")
@@ -227,6 +249,19 @@ def tell(document: Mapping[str, Any], to: str | None, lines: Iterable[str]) -> N
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
+
+
+def _words(value: Any) -> list[str]:
+    if value is True:
+        return []
+    if isinstance(value, list | tuple):
+        return [str(item) for item in value]
+    return [json.dumps(value) if isinstance(value, dict | bool | None) else str(value)]
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:

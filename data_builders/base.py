@@ -13,9 +13,10 @@ from typing import Any, NamedTuple, TypeAlias
 from alignment.cli import say
 from alignment.core.groups import Group, RowError, group_from_row, row_from_group
 from alignment.core.rows import read_rows, require_columns
-from alignment.llm.connect import CallOptions, connect, open_ledger, run_rows
+from alignment.llm.connect import connect, open_ledger, run_rows
 from alignment.llm.engine import LLM
 from alignment.llm.ledger import Ledger
+from alignment.llm.options import CallOptions, ShardOptions
 from alignment.llm.prompts import as_messages
 from alignment.llm.protocol import Prompt
 from alignment.llm.rows import MapReport, Named, Reject, Row, prompt_of
@@ -68,7 +69,7 @@ class ModelAt(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class DataOptions(CallOptions):
+class DataOptions(ShardOptions):
     """Options of every builder, also of one that asks no model."""
 
     input: Path = field(metadata={"help": "file of rows to build from"})
@@ -195,7 +196,7 @@ def build_dataset(  # noqa: PLR0913 - all named
             return [_checked(output, plain) for output in outputs]
 
         report_file = Path(f"{options.output}.report.json")
-        if not options.dry_run:
+        if not options.dry_run and options.part is None:
             report_file.unlink(missing_ok=True)
         asked = [*llms.values()]
         report = run_rows(options, asked, rows, rows_of, options.output, later=later)

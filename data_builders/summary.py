@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import platform
 import re
 import shlex
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from alignment import __version__
+from alignment.cli import module_of, words_of
 from alignment.core.rows import read_rows
-from alignment.llm.connect import CallOptions
 from alignment.llm.engine import LLM
+from alignment.llm.options import CallOptions
 from alignment.llm.redaction import redact_all
 from alignment.llm.rows import MapReport
 from data_builders.overlap import EvalPrompts
@@ -98,15 +97,9 @@ def command_of(options: CallOptions, builder: str) -> str:
         options: Of the builder, or of a tool of `alignment data` that makes rows as builders do.
         builder: Name of the builder; a tool is named by its file.
     """
-    spec = getattr(sys.modules[type(options).__module__], "__spec__", None)
-    package, _, tool = spec.name.rpartition(".") if spec is not None else ("", "", "")
+    package, _, tool = module_of(options).rpartition(".")
     name = ["data", tool] if package == "alignment.data_tools" else ["build", builder]
-    words = ["alignment", *name]
-    for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
-        if value != _default(field) and field.name not in ("resume", "overwrite"):
-            words += [f"--{field.name.replace('_', '-')}", *_words(value)]
-    return shlex.join(words)
+    return shlex.join(["alignment", *name, *words_of(options, ("resume", "overwrite"))])
 
 
 def told(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -136,19 +129,6 @@ def told(summary: Mapping[str, Any]) -> Iterator[str]:
             f"{len(summary['overlap'])} rows have one of {summary['evaluation_prompts']} "
             f"evaluation prompts{f': {rows}{more}' if rows else ''}"
         )
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    made = field.default_factory
-    return field.default if made is dataclasses.MISSING else made()
-
-
-def _words(value: Any) -> list[str]:
-    if value is True:
-        return []
-    if isinstance(value, list | tuple):
-        return [str(item) for item in value]
-    return [json.dumps(value) if isinstance(value, dict | bool | None) else str(value)]
 
 
 def _without_user_info(value: Any) -> Any:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Generic, TypeVar
 
-from alignment.llm.connect import CallOptions
+from alignment.llm.options import CallOptions, part_of
 from alignment.llm.protocol import CallError
 from alignment.llm.rows import Named, Reject, Row
 
@@ -34,6 +34,7 @@ class Survey(Generic[T, C]):
     ) -> None:
         self._rows = rows
         self._conclude = conclude
+        self._part = part_of(options)
         self._window = options.batch_requests if options.mode == "batch" else 1024
         self._task: asyncio.Task[C] | None = None
 
@@ -45,8 +46,11 @@ class Survey(Generic[T, C]):
                 look serves all.
 
         Raises:
+            Reject: `not_joined` in a shard, which sees a part of the rows.
             UserError: As for the calls that the look makes.
         """
+        if self._part is not None:
+            raise Reject("not_joined", "what depends on all rows is made when shards are joined")
         if self._task is None:
             self._task = asyncio.create_task(self._run(look))
         return await self._task

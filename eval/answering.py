@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from alignment.core.rows import read_rows
-from alignment.llm.connect import CallOptions, connect, open_ledger, run_rows
+from alignment.llm.connect import connect, open_ledger, run_rows
+from alignment.llm.options import CallOptions
 from alignment.llm.prompts import as_messages, as_text
 from alignment.llm.protocol import Request, Sampling
 from alignment.llm.rows import Named, Reject, Row, prompt_of

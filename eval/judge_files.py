@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alignment.cli import UserError, nearest, parse
-from alignment.llm.connect import CallOptions, connect, load_dotted
+from alignment.llm.connect import connect, load_dotted
 from alignment.llm.engine import LLM
 from alignment.llm.ledger import Ledger
+from alignment.llm.options import CallOptions
 from alignment.llm.prompts import Template
 from alignment.llm.protocol import Reply, Sampling
 from eval.judge import PAIRWISE_FIELDS, Judge, RewardJudge

@@ -17,6 +17,7 @@ from alignment.cli import UserError, parse, run, tell
 from alignment.core.rows import read_rows
 from alignment.llm.connect import open_ledger, run_rows
 from alignment.llm.ledger import Ledger
+from alignment.llm.options import ShardOptions
 from alignment.llm.prompts import as_text, shorten
 from alignment.llm.rows import Reject, Row, prompt_of, response_of
 from eval.answering import AnswerOptions, answered
@@ -29,7 +30,7 @@ from eval.tournament import report
 
 
 @dataclass(kw_only=True)
-class Options(AnswerOptions, JudgeOptions):
+class Options(AnswerOptions, JudgeOptions, ShardOptions):
     """Options of `alignment eval winrate`; without a baseline each model meets each."""
 
     prompts: Path | None = field(
@@ -185,7 +186,7 @@ def evaluate(options: Options) -> dict[str, Any]:
             texts = (row["prompt"], row["answer"], row["baseline"])
             return [{**row, **(await compare(judge, *texts)).as_row()}]
 
-        if not options.dry_run:
+        if not options.dry_run and options.part is None:
             for name in ("results.json", MANIFEST):
                 (folder / name).unlink(missing_ok=True)
         sources = ((shorten(row["prompt"]), row) for row in rows)

@@ -38,7 +38,7 @@ BACKENDS = tuple(
     f"alignment.llm.{name}"
     for name in (
         *("openai", "local", "model", "reward", "scorer", "comet", "vllm", "batch", "batch_api"),
-        "program",
+        *("program", "ray_data"),
     )
 )
 ENGINE = tuple(
@@ -279,7 +279,7 @@ LIGHT = (
     *("alignment.pages*", "alignment.reporting*", "alignment.commands.report"),
     *(*LAUNCH, *CONNECT, *ENGINE, "data_builders*", "eval*"),
 )
-HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "openai")
+HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "openai", "ray")
 
 
 def module_name(path: Path) -> str:

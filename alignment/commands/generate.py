@@ -29,6 +29,7 @@ from alignment.decoding.prompting import Prompting, prompting
 from alignment.llm.connect import connect, open_ledger, run_rows
 from alignment.llm.lock import locked
 from alignment.llm.model import PROVIDER, LocalModel
+from alignment.llm.options import ShardOptions
 from alignment.llm.protocol import GO_ON, CallError, Reply, Request, Sampling, Stopped
 from alignment.llm.rows import (
     MapReport,
@@ -47,7 +48,7 @@ Named = tuple[str, Row]
 
 
 @dataclass(kw_only=True)
-class Options(DecodingOptions):
+class Options(DecodingOptions, ShardOptions):
     """Options of `alignment generate`."""
 
     model: str = field(metadata={"help": "a folder or hub id, or a name on the server"})
@@ -98,6 +99,10 @@ def generate(options: Options) -> MapReport:
     if here and options.mode == "batch":
         raise UserError(
             f"`--mode batch` needs the address of a provider; {options.model} runs here"
+        )
+    if here and (options.engine == "ray" or options.part is not None):
+        raise UserError(
+            f"shards ask servers, and {options.model} runs here: serve it, and pass `--base-url`"
         )
     if not here and options.needs_this_process is not None:
         flag = options.needs_this_process.replace("_", "-")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from alignment.llm.connect import CallOptions
+from alignment.llm.options import CallOptions
 
 _OF_CONTRASTS = (
     *("amateur", "second_system", "second_column", "soft_prompts", "reward_model"),

@@ -6,94 +6,28 @@ import asyncio
 import importlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from alignment.cli import UserError
+from alignment.cli import UserError, say
 from alignment.llm.engine import LLM
 from alignment.llm.fingerprint import identity
 from alignment.llm.ledger import Ledger
 from alignment.llm.lock import locked
+from alignment.llm.options import CallOptions, ShardOptions, part_of
 from alignment.llm.pacing import Limits
 from alignment.llm.protocol import Backend
 from alignment.llm.rows import MapReport, Named, Reject, Row, map_rows, refuse_existing
+from alignment.llm.shards import discard, join
 
 if TYPE_CHECKING:
     from alignment.llm.openai import OpenAIBackend
 
 _ELSEWHERE = ("program:", "scorer:")
 """Beginnings of names of what takes no weights in this process."""
-
-
-@dataclass(kw_only=True)
-class CallOptions:
-    """What every command that asks models takes beside its own options."""
-
-    resume: bool = field(default=False, metadata={"help": "go on with an output that exists"})
-    overwrite: bool = field(default=False, metadata={"help": "start anew where an output exists"})
-    dry_run: bool = field(
-        default=False, metadata={"help": "say how many calls and dollars it takes; send nothing"}
-    )
-    ledger: Path | None = field(
-        default=None, metadata={"help": "keeps finished calls; a file beside the output if unset"}
-    )
-    mode: Literal["live", "batch"] = field(
-        default="live",
-        metadata={"help": "batch: through the provider's batch API, within a day, at its price"},
-    )
-    batch_requests: int = field(
-        default=10_000, metadata={"help": "most calls in a batch, and rows in work meanwhile"}
-    )
-    poll_interval: float = field(
-        default=60.0, metadata={"help": "seconds between two looks at a batch"}
-    )
-    concurrency: int = field(default=16, metadata={"help": "most calls in flight"})
-    attempts: int = field(default=8, metadata={"help": "most requests sent for one call"})
-    timeout: float = field(default=600.0, metadata={"help": "seconds for one request"})
-    api_key_env: str | None = field(
-        default=None,
-        metadata={"help": "variable with the API key; OPENAI_API_KEY for OpenAI itself, else none"},
-    )
-    model_revision: str | None = field(
-        default=None, metadata={"help": "tells models of one name apart in the ledger"}
-    )
-    price: tuple[float, ...] | None = field(
-        default=None, metadata={"help": "dollars for a million prompt and completion tokens"}
-    )
-    max_cost: float | None = field(
-        default=None,
-        metadata={"help": "most dollars that the ledger may come to; needs `--price`"},
-    )
-    requests_per_minute: float | None = field(
-        default=None, metadata={"help": "most requests sent in a minute"}
-    )
-    tokens_per_minute: float | None = field(
-        default=None, metadata={"help": "most tokens, read and written, in a minute"}
-    )
-    device: str | None = field(
-        default=None, metadata={"help": "where a model in this process runs"}
-    )
-    batch_size: int = field(
-        default=16, metadata={"help": "prompts that a model in this process answers together"}
-    )
-
-    def __post_init__(self) -> None:
-        if self.resume and self.overwrite:
-            raise ValueError("`--resume` and `--overwrite` exclude each other")
-        for name in ("concurrency", "attempts", "batch_size", "batch_requests"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1")
-        if self.price is not None and len(self.price) != 2:
-            raise ValueError("`price` takes two numbers: for prompt and for completion tokens")
-        if self.max_cost is not None and self.price is None:
-            raise ValueError("`max_cost` needs `price`: dollars for a million tokens of each kind")
-        if self.mode == "batch" and (self.requests_per_minute or self.tokens_per_minute):
-            raise ValueError("`mode: batch` knows no rates: the provider paces its batches itself")
-        for name in ("max_cost", "requests_per_minute", "tokens_per_minute", "poll_interval"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"`{name}` is {value}; it must be above 0")
+_PATIENCE = 60.0
+"""Seconds in which a worker whose machine was given up may find out and end."""
 
 
 def connect(model: str, base_url: str | None, ledger: Ledger, options: CallOptions) -> LLM:
@@ -159,13 +93,21 @@ def run_rows(  # noqa: PLR0913 - all named
     Raises:
         Stopped: As for `map_rows`.
         UserError: As for `map_rows`.
-        SystemExit: After a dry run.
+        SystemExit: After a dry run, or a shard.
     """
+    part = part_of(options)
+    if part is not None:
+        rows, output, total = part.rows(rows), part.file(output), None
     if options.dry_run:
         from alignment.llm.dry_run import report
 
         report(models, rows, build, later)
         raise SystemExit(0)
+    if models and isinstance(options, ShardOptions) and options.engine == "ray":
+        from alignment.llm.ray_data import scatter
+
+        scatter(options, models[0].ledger)
+        join(output, models[0].ledger)
 
     # A batch holds calls of rows in work alone; elsewhere the default keeps memory small.
     window = {"window": options.batch_requests} if options.mode == "batch" else {}
@@ -176,7 +118,11 @@ def run_rows(  # noqa: PLR0913 - all named
                 await stack.enter_async_context(model)
             return await map_rows(rows, build, output, total=total, **window)
 
-    return asyncio.run(job())
+    made = asyncio.run(job())
+    if part is not None:
+        say(f"shard {part}: {made}")
+        raise SystemExit(0)
+    return made
 
 
 def _dry_run(
@@ -249,7 +195,8 @@ def open_ledger(output: str | Path, options: CallOptions) -> Iterator[Ledger]:
         output: The file or folder that the job makes; the ledger lies beside it, `<output>.ledger`,
             unless the options name another.
         options: Whether an output that exists may be touched. `overwrite` drops the ledger too,
-            unless it was named: a named ledger may serve other jobs. A dry run writes none.
+            unless it was named: a named ledger may serve other jobs. A dry run writes none; a
+            shard has one of its own, before that of the job, which takes in those of its shards.
 
     Raises:
         UserError: The output exists and no flag allows touching it, another job is writing it, or
@@ -261,12 +208,20 @@ def open_ledger(output: str | Path, options: CallOptions) -> Iterator[Ledger]:
         with Ledger(path if path.exists() and not anew else None) as ledger:
             yield ledger
         return
+    if (part := part_of(options)) is not None:
+        own = part.file(output)
+        with locked(own, _PATIENCE), Ledger(f"{own}.ledger", behind=path) as ledger:
+            ledger.disown()  # what ran here before is dead, perhaps with its machine
+            yield ledger
+        return
     with locked(output):
         refuse_existing(output, allowed=options.resume or options.overwrite)
         if options.overwrite and options.ledger is None:
+            discard(output)
             for suffix in ("", "-wal", "-shm"):
                 Path(f"{path}{suffix}").unlink(missing_ok=True)
         with Ledger(path) as ledger:
+            join(output, ledger)
             yield ledger
 
 

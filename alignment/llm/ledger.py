@@ -8,7 +8,7 @@ import secrets
 import socket
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import cache
@@ -163,6 +163,8 @@ class Ledger:
 
     Args:
         path: The file, created where missing; None keeps the calls in memory.
+        behind: Another ledger, to which nobody writes meanwhile; what it has answered is answered
+            here too. It need not exist.
 
     Attributes:
         reserved: What the requests of this process that are in flight may cost.
@@ -171,7 +173,7 @@ class Ledger:
         UserError: The file is no ledger, is damaged, or was written by a newer version.
     """
 
-    def __init__(self, path: str | Path | None = None) -> None:
+    def __init__(self, path: str | Path | None = None, behind: str | Path | None = None) -> None:
         self.path = path
         self.reserved = Reserve()
         self._spent: float | None = None
@@ -183,6 +185,7 @@ class Ledger:
         with self._told():
             self._db = sqlite3.connect(path or ":memory:", timeout=60, isolation_level=None)
             self._open()
+            self._answering = [self._db, *_read_only(behind)]
 
     def get(self, key: bytes) -> Reply | None:
         """The reply of a finished call, None where the call is still to be made.
@@ -191,7 +194,8 @@ class Ledger:
             UserError: The file is damaged.
         """
         try:
-            row = self._db.execute(_GET, (key,)).fetchone()
+            found = (db.execute(_GET, (key,)).fetchone() for db in self._answering)
+            row = next(filter(None, found), None)
         except sqlite3.Error as error:
             raise self._error(error) from None
         if row is None:
@@ -250,6 +254,30 @@ class Ledger:
         with self._told():
             self._db.execute("DELETE FROM claims WHERE key = ? AND owner = ?", (key, self._owner))
 
+    def absorb(self, other: str | Path) -> None:
+        """Records what another ledger holds; a failure never replaces an answer.
+
+        Raises:
+            UserError: One of the files cannot be used.
+        """
+        Ledger(other).close()  # takes in what a killed process has left beside the file
+        with self._told():
+            self._db.execute("ATTACH ? AS other", (str(other),))
+            columns = [name for _, name, *_ in self._db.execute("PRAGMA table_info(calls)")]
+            self._db.execute(_absorb_statement(columns))
+            self._db.execute("DETACH other")
+        self._spent = None
+
+    def disown(self) -> None:
+        """Gives up all claims, also those of others: for a ledger that nobody else has open."""
+        with self._told():
+            self._db.execute("DELETE FROM claims")
+
+    def checkpoint(self) -> None:
+        """Has the file hold all calls by itself, safe from a power cut, for others as `behind`."""
+        with self._told():
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def outcomes(self) -> dict[str, int]:
         """How many calls ended in which way."""
         return dict(self._db.execute("SELECT outcome, count(*) FROM calls GROUP BY outcome"))
@@ -279,7 +307,8 @@ class Ledger:
         """Gives up all claims and closes the file."""
         with suppress(sqlite3.Error):  # on a full disk; claims end with the process anyway
             self._db.execute("DELETE FROM claims WHERE owner = ?", (self._owner,))
-        self._db.close()
+        for db in self._answering:
+            db.close()
 
     def __enter__(self) -> Ledger:
         return self
@@ -360,11 +389,28 @@ def _columns(entry: Entry) -> dict[str, Any]:
 
 @cache
 def _put_statement(columns: tuple[str, ...]) -> str:
-    slots, fresh = (f":{name}" for name in columns), (f"{c} = excluded.{c}" for c in columns)
-    return (
-        f"INSERT INTO calls ({', '.join(columns)}) VALUES ({', '.join(slots)})"
-        f" ON CONFLICT(key) DO UPDATE SET {', '.join(fresh)} WHERE NOT finished"
-    )
+    slots = ", ".join(f":{name}" for name in columns)
+    return f"INSERT INTO calls ({', '.join(columns)}) VALUES ({slots}) {_unless_finished(columns)}"
+
+
+def _absorb_statement(columns: Sequence[str]) -> str:
+    names = ", ".join(columns)
+    # Without its `WHERE`, SQLite takes the conflict's `ON` for that of a join.
+    source = f"SELECT {names} FROM other.calls WHERE true"
+    return f"INSERT INTO calls ({names}) {source} {_unless_finished(columns)}"
+
+
+def _unless_finished(columns: Iterable[str]) -> str:
+    fresh = ", ".join(f"{name} = excluded.{name}" for name in columns)
+    return f"ON CONFLICT(key) DO UPDATE SET {fresh} WHERE NOT calls.finished"
+
+
+def _read_only(path: str | Path | None) -> list[sqlite3.Connection]:
+    """A ledger to which nobody writes, read without locks: it may lie on a network's disk."""
+    if path is None or not Path(path).exists():
+        return []
+    address = f"{Path(path).absolute().as_uri()}?immutable=1"
+    return [sqlite3.connect(address, uri=True)]
 
 
 def _json(value: Any) -> str | None:

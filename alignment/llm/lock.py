@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from alignment.cli import UserError
 
+_POLL = 0.2
+"""Seconds between two looks at a lock."""
+
 
 @contextmanager
-def locked(output: str | Path) -> Iterator[None]:
+def locked(output: str | Path, patience: float = 0.0) -> Iterator[None]:
     """Keeps other jobs from writing an output while the block runs.
 
     The lock is on `<output>.lock` and ends with the process, however that ends.
 
     Args:
         output: The file that the job writes.
+        patience: Seconds that another job has to end.
 
     Raises:
         UserError: Another job is writing it.
     """
     path = Path(f"{output}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _acquire(path)
+    until = time.monotonic() + patience
+    while (descriptor := _acquire(path)) is None and time.monotonic() < until:
+        time.sleep(_POLL)
     if descriptor is None:
         raise UserError(f"another job is writing {output}; wait for it, or name another output")
     try:

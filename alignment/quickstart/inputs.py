@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from alignment.cli import UserError
 from alignment.core.rows import read_rows
-from alignment.llm.connect import CallOptions, connect
+from alignment.llm.connect import connect
 from alignment.llm.ledger import Ledger
+from alignment.llm.options import CallOptions
 from alignment.llm.prompts import as_messages, as_text
 from alignment.llm.protocol import CallError, Message, Prompt, Sampling
 from alignment.llm.redaction import redact

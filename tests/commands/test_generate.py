@@ -15,8 +15,10 @@ from alignment.commands import generate as command
 from alignment.commands.generate import Options, generate, main
 from alignment.core.rows import read_rows
 from alignment.llm.model import LocalModel
-from alignment.llm.protocol import Stopped
+from alignment.llm.prompts import as_text
+from alignment.llm.protocol import Request, Stopped
 from tests.llm.server import Answer, Body, last_words, serve
+from tests.llm.shards_here import run_shards_here
 
 
 def prompts(folder: Path, count: int = 11) -> Path:
@@ -208,3 +210,29 @@ def test_settings_of_an_adapter_need_one_that_runs_here(tmp_path: Path, model_di
         generate(options(tmp_path, model_dir, *settings))
     with pytest.raises(UserError, match="needs an adapter that runs here"):
         generate(options(tmp_path, "some-model", *settings, "--base-url", "http://127.0.0.1:9/v1"))
+
+
+def shout(request: Request) -> str:
+    return f"{as_text(request.prompt).upper()} {request.sample}"
+
+
+def test_on_a_cluster_answers_are_those_of_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The prompts come back, and each time they are drawn anew."""
+    commands = run_shards_here(monkeypatch)
+    prompts(tmp_path)
+    model = f"program:{__name__}.shout"
+    generate(options(tmp_path, model, "--samples", "2", name="one.jsonl"))
+    generate(options(tmp_path, model, "--samples", "2", "--engine", "ray", "--shards", "3"))
+    assert len(commands) == 3
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("words", [("--engine", "ray"), ("--shard", "1/2")])
+def test_a_model_in_this_process_is_not_shared_out(
+    tmp_path: Path, model_dir: Path, words: tuple[str, ...]
+):
+    prompts(tmp_path)
+    with pytest.raises(UserError, match="runs here: serve it, and pass `--base-url`"):
+        generate(options(tmp_path, model_dir, *words))

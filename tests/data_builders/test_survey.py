@@ -4,7 +4,7 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-from alignment.llm.connect import CallOptions
+from alignment.llm.options import CallOptions
 from alignment.llm.protocol import CallError
 from alignment.llm.rows import Named, Reject, Row
 from data_builders.survey import Survey

@@ -13,6 +13,7 @@ from alignment.llm.prompts import as_text, sections
 from alignment.llm.protocol import Reply, Request
 from eval.winrate import Options
 from tests.llm.server import Answer, Body, last_words, serve
+from tests.llm.shards_here import run_shards_here
 
 
 def judge(request: Request) -> str:
@@ -244,3 +245,32 @@ def test_a_model_may_meet_a_file(tmp_path: Path):
 def test_answers_come_from_files_or_from_models(argv: list[str], message: str):
     with pytest.raises(UserError, match=message):
         parse(Options, argv, "alignment eval winrate")
+
+
+def policy(request: Request) -> str:
+    return "longer" if "1" in as_text(request.prompt) else "b"
+
+
+def other(request: Request) -> str:
+    return "mid"
+
+
+def test_on_a_cluster_answers_and_verdicts_come_from_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Three jobs: the answers of the model, those of the baseline, and the verdicts."""
+    commands = run_shards_here(monkeypatch)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"p{i}"}) + "\n" for i in range(12)))
+    words = ["eval", "winrate", "--prompts", str(prompts), "--resamples", "200"]
+    for role, name in (("model", "policy"), ("baseline-model", "other"), ("judge-model", "judge")):
+        words += [f"--{role}", f"program:{__name__}.{name}"]
+    for folder, more in (("one", []), ("ray", ["--engine", "ray", "--shards", "3"])):
+        dispatch([*words, "--output", str(tmp_path / folder), *more])
+    assert len(commands) == 9
+    for file in ("answers.jsonl", "baseline.jsonl", "verdicts.jsonl"):
+        made, expected = (tmp_path / folder / file for folder in ("ray", "one"))
+        assert made.read_bytes() == expected.read_bytes()
+    told = [json.loads((tmp_path / f / "results.json").read_text()) for f in ("one", "ray")]
+    assert told[0]["win_rate"] == told[1]["win_rate"] == pytest.approx(3 / 12)
+    assert not list(tmp_path.glob("ray/*.shards"))

@@ -8,8 +8,9 @@ import pytest
 
 from alignment.__main__ import dispatch
 from alignment.cli import UserError, parse
-from alignment.llm.connect import CallOptions, connect
+from alignment.llm.connect import connect
 from alignment.llm.ledger import Ledger
+from alignment.llm.options import CallOptions
 from tests.llm.batch_server import Line, answered, serve_batches
 
 

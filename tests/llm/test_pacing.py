@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from alignment.cli import UserError, parse
-from alignment.llm.connect import CallOptions
 from alignment.llm.engine import LLM
 from alignment.llm.ledger import Ledger, Reserve
+from alignment.llm.options import CallOptions
 from alignment.llm.pacing import Limits, Rate, Slots, Tokens, estimate, taken
 from alignment.llm.program import ProgramBackend
 from alignment.llm.protocol import CallError, Reply, Request, Sampling, Stopped

@@ -18,10 +18,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignment.cli import UserError
-from alignment.llm.connect import CallOptions, connect
+from alignment.llm.connect import connect
 from alignment.llm.engine import LLM
 from alignment.llm.ledger import Ledger
 from alignment.llm.model import LocalModel
+from alignment.llm.options import CallOptions
 from alignment.llm.protocol import CallError, Message, Reply, Request, Sampling
 from alignment.llm.vllm import VLLMBackend
 
