@@ -16,7 +16,8 @@ from tests.docs.pages import PAGES, ROOT, read
 FOREIGN = {
     *("help", "version", "dry_run", "config", "seed", "hidden", "reward"),
     *("config_file", "num_processes", "multi_gpu"),  # accelerate
-    *("port", "device", "chat_template"),  # servers
+    *("port", "device", "chat_template", "data_parallel_size"),  # servers
+    *("head", "address"),  # ray
     *("no_deps", "editable", "dest", "create_dirs", "nodes"),  # pip, curl, sbatch
 }
 """Options of every command, and those of other programs."""
