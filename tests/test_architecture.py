@@ -98,7 +98,8 @@ ROOMS = (
     Room(
         ("alignment.comparison", "alignment.comparison.*"),
         (
-            *("alignment.comparison", "alignment.comparison.*", "alignment.quickstart.*"),
+            *("alignment", "alignment.comparison", "alignment.comparison.*"),
+            "alignment.quickstart.*",
             *("alignment.stages", "alignment.core.groups", "alignment.core.rows"),
             *("alignment.llm.*", "data_builders.statistics", *FLOOR),
         ),
@@ -115,7 +116,7 @@ ROOMS = (
         (
             *("alignment.rounds.*", "alignment.stages", "alignment.quickstart.inputs", *LAUNCH),
             *("alignment.core.groups", "alignment.core.rows", "alignment.llm.*"),
-            *("data_builders.*", "eval.*", *FLOOR),
+            *("data_builders.*", "eval.*", *BY_NAME, *FLOOR),
         ),
     ),
     Room(("alignment.stages",), FLOOR, ()),
@@ -206,7 +207,6 @@ ROOMS = (
     Room(("alignment.core.logps",), (), ("torch", "trl")),
     Room(("alignment.objectives", "alignment.objectives.*"), (*CONTRACT, *BY_NAME), ("torch",)),
     Room(CONTRACT, BY_NAME, ("torch",)),
-    Room(BY_NAME, (), ()),
     Room(
         ("data_builders.*",),
         (
@@ -248,9 +248,10 @@ ROOMS = (
     Room(BACKENDS, (*BACKENDS, *ADAPTERS, *ENGINE, *FLOOR)),
     Room(
         ("alignment.adapters", "alignment.adapters.*"),
-        (*ADAPTERS, *FLOOR),
+        (*ADAPTERS, *BY_NAME, *FLOOR),
         ("peft", "torch", "transformers"),
     ),
+    Room(BY_NAME, (), ()),
     Room(("alignment.llm.*",), ("alignment.core.parquet", *ENGINE, *FLOOR), ("jinja2", "tqdm")),
     Room(
         ("alignment.core.rows",),

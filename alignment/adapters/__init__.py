@@ -6,19 +6,18 @@ Importing this package makes them known to peft, which then reads and writes the
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 from alignment.adapters.base import AdapterConfig
 from alignment.cli import UserError, unknown
+from alignment.core.methods import available
 
 
 def available_adapters() -> list[str]:
     """The names that `adapter:` takes in a recipe: the modules of this package."""
-    package = importlib.import_module(__name__)
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "base")
+    return available(__name__)
 
 
 def adapter_config(name: str, kwargs: Mapping[str, Any] | None = None) -> AdapterConfig:

@@ -20,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from alignment.cli import UserError, unknown
+from alignment.core.methods import check_kinds
 
 
 class AdapterType(enum.StrEnum):
@@ -48,6 +49,10 @@ class AdapterConfig(PeftConfig):
 
     target_modules: Any = field(default=None)
     modules_to_save: list[str] | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_kinds(self)
 
     def chosen(self, settings: Mapping[str, Any]) -> AdapterConfig:
         """The same adapter, used with other settings.

@@ -7,7 +7,6 @@ uses it may walk part of the way, or beyond: h = (1 - c) h_plain + c h_aligned.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -51,8 +50,6 @@ class CLMConfig(AdapterConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = AdapterType.CLM
-        if isinstance(self.coefficient, bool) or not math.isfinite(self.coefficient):
-            raise ValueError(f"coefficient is {self.coefficient}; it must be a finite number")
 
 
 class CLMLayer(AdapterLayer):

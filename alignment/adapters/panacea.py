@@ -41,8 +41,19 @@ class PanaceaConfig(AdapterConfig):
         self.peft_type = AdapterType.PANACEA
         if self.dimensions < 2 or self.r < 0:
             raise ValueError("dimensions must be at least 2 and r at least 0")
+        if not _are_names(self.target_modules):
+            raise ValueError(
+                f"target_modules is {self.target_modules!r}; it must be names of linear layers, or "
+                "null for all of them"
+            )
         if self.preference is not None:
             self.preference = on_simplex(self.preference, self.dimensions)
+
+
+def _are_names(value: object) -> bool:
+    if isinstance(value, list | tuple | set):
+        return bool(value) and all(isinstance(name, str) for name in value)
+    return value is None or isinstance(value, str)
 
 
 def on_simplex(preference: Sequence[float], dimensions: int) -> list[float]:

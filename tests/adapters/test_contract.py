@@ -194,6 +194,24 @@ def test_an_unknown_adapter_or_setting_is_told_with_the_nearest():
         adapter_config("aligner", {"tokens": 0})
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "told"),
+    [
+        ("aligner", {"tokens": "3"}, r"AlignerConfig\.tokens is '3': write a whole number"),
+        ("aligner", {"start_layer": 0.5}, r"AlignerConfig\.start_layer is 0\.5: write a whole n"),
+        ("panacea", {"r": 2.5}, r"PanaceaConfig\.r is 2\.5: write a whole number"),
+        ("panacea", {"dimensions": None}, r"PanaceaConfig\.dimensions is None: write a whole n"),
+        ("panacea", {"target_modules": 3}, "target_modules is 3; it must be names of linear lay"),
+        ("panacea", {"target_modules": []}, r"target_modules is \[\]; it must be names of linear"),
+    ],
+)
+def test_a_setting_of_the_wrong_kind_is_told_with_its_name(
+    name: str, settings: dict[str, Any], told: str
+):
+    with pytest.raises(UserError, match=f"adapter_kwargs: {told}"):
+        adapter_config(name, settings)
+
+
 def test_a_setting_of_use_is_no_setting_of_training_and_the_other_way_round(tmp_path: Path):
     with pytest.raises(UserError, match=r"adapter_kwargs\.coefficient is set when the adapter is "):
         adapter_config("clm", {"coefficient": 0.5})
