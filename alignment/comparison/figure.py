@@ -16,6 +16,8 @@ BLUE, RED, GREY = "#1f77b4", "#d62728", "#777777"
 def draw(results: Results, path: Path) -> None:
     """Draws the eight methods, or whatever was run where none of them was.
 
+    Of ways to decode there are win rates alone: they are no models whose log-probs can be asked.
+
     Args:
         results: Of the comparison.
         path: The file to write.
@@ -46,9 +48,9 @@ def _wins(ax: Axes, results: Results, names: list[str]) -> None:
 
 def _sides(ax: Axes, results: Results, names: list[str]) -> None:
     for shift, side, colour in ((-0.18, "chosen", BLUE), (0.18, "rejected", RED)):
-        means = [results.of(name, side).mean for name in names]
-        places = [place + shift for place in range(len(names))]
-        ax.barh(places, means, 0.34, color=colour, label=side)
+        there = [place for place, name in enumerate(names) if side in results.methods[name]]
+        means = [results.of(names[place], side).mean for place in there]
+        ax.barh([place + shift for place in there], means, 0.34, color=colour, label=side)
     ax.axvline(0, color=GREY, linewidth=0.8)
     ax.set_xscale("symlog", linthresh=1.0)
     ax.set(title="Where both sides went", xlabel="change of log-prob, nats per answer")
@@ -56,10 +58,12 @@ def _sides(ax: Axes, results: Results, names: list[str]) -> None:
 
 
 def _cost(ax: Axes, results: Results, names: list[str]) -> None:
-    for name in names:
+    there = [name for name in names if "right" in results.methods[name]]
+    for name in there:
         point = results.of(name, "kl").mean, results.of(name, "right").mean
         ax.plot(*point, "o", label=name)
-    ax.legend(loc="lower left", fontsize=8)
+    if there:
+        ax.legend(loc="lower left", fontsize=8)
     ax.axhline(results.before("right").mean, color=GREY, linestyle="--", linewidth=0.8)
     ax.set(
         title="What it cost",

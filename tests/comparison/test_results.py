@@ -129,7 +129,7 @@ def test_every_method_has_an_objective_that_takes_its_hyper_parameters():
             assert load_objective(method.objective, dict(method.kwargs))
 
 
-def test_ways_to_decode_have_no_log_probs_and_say_how_fast_they_are():
+def test_ways_to_decode_have_no_log_probs_and_say_how_fast_they_are(tmp_path: Path):
     results = results_with(contrastive=0.6)
     for measure in ("right", "chosen", "rejected"):
         del results.methods["contrastive"][measure]  # type: ignore[attr-defined]
@@ -138,6 +138,9 @@ def test_ways_to_decode_have_no_log_probs_and_say_how_fast_they_are():
     assert row[4:7] == ["", "", ""]
     assert row[-2] == "2 (15 tokens/s)"
     assert set(results.as_json()["methods"]["contrastive"]) >= {"win", "kl", "tokens_per_second"}
+    write(results, FACTS, tmp_path / "page.md")
+    assert "| contrastive | 2 | 0.600 |" in (tmp_path / "page.md").read_text()
+    assert (tmp_path / "page.png").is_file()
 
 
 @pytest.mark.parametrize(
