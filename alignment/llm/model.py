@@ -76,9 +76,12 @@ class Encoder:
 
         Raises:
             UserError: Messages were given to a model without chat template.
-            CallError: The prompt leaves no room for an answer, or a text to score is empty.
+            CallError: The prompt leaves no room for an answer, or a text to score is empty, or one
+                holds half of a surrogate pair.
         """
         text, special = self._text(request.prompt)
+        for part in (text, *request.continuations):
+            _refuse_halves(part)
         rows: list[list[int]] = []
         scored: list[int] = []
         for continuation in request.continuations if request.verb == "score" else [""]:
@@ -109,6 +112,21 @@ class Encoder:
             list(prompt), add_generation_prompt=True, tokenize=False
         )
         return text, False
+
+
+def _refuse_halves(text: str) -> None:
+    """Refuses what JSON can hold and no tokenizer takes: half of a surrogate pair.
+
+    Raises:
+        CallError: There is one in the text.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = text[error.start].encode("unicode_escape").decode("ascii")
+        raise CallError(
+            "failed", f"the text holds half of a surrogate pair, `{half}`, which is no character"
+        ) from None
 
 
 def token_counter(folder: str) -> Callable[[Request], int]:

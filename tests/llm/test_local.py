@@ -153,6 +153,14 @@ def test_a_prompt_longer_than_the_model_takes_is_a_failed_call(tmp_path: Path):
         local.encode(Request("complete", "x" * 40))
 
 
+def test_half_of_a_surrogate_pair_is_a_failed_call(local: LocalModel):
+    told = r"half of a surrogate pair, `\\ud83d`, which is no character"
+    with pytest.raises(CallError, match=told):
+        local.encode(Request("complete", "the \ud83d"))
+    with pytest.raises(CallError, match=told):
+        local.encode(Request("score", "the", continuations=("user", "\ud83d")))
+
+
 def test_a_model_without_a_chat_template_is_told(model_dir: Path, tmp_path: Path):
     save_tiny(tmp_path)
     tokenizer = tiny_tokenizer()
