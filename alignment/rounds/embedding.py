@@ -34,13 +34,13 @@ def embed(
 
     loaded = load_pretrained(str(model), "AutoModel", device)
     tokenizer = loaded.tokenizer
+    tokenizer.padding_side = "right"  # on the left it would move positions that are absolute
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     found = []
     for start in range(0, len(texts), batch_size):
         batch = tokenizer(
-            # A text without a token would have no mean.
-            [text or " " for text in texts[start : start + batch_size]],
+            [_readable(text) for text in texts[start : start + batch_size]],
             padding=True,
             truncation=loaded.longest is not None,
             max_length=loaded.longest,
@@ -55,6 +55,11 @@ def embed(
     vectors: Vectors = np.concatenate(found) if found else np.zeros((0, 0))
     vectors[[not text for text in texts]] = 0.0
     return vectors
+
+
+def _readable(text: str) -> str:
+    """A text with at least a token, which a mean needs, and without halves of surrogate pairs."""
+    return text.encode("utf-8", "replace").decode("utf-8") or " "
 
 
 def nearest(query: Vectors, known: Vectors, count: int) -> list[int]:
