@@ -12,10 +12,13 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +28,7 @@ from alignment.comparison.page import table, write
 from alignment.comparison.results import commit, gather
 from alignment.comparison.seeds import Size, of_method, shared
 from alignment.llm.lock import locked
+from alignment.llm.protocol import going_on_by_itself
 from alignment.stages import RunFolder
 
 logger = logging.getLogger("alignment")
@@ -127,11 +131,13 @@ def compare(options: Options) -> None:
 
     Raises:
         UserError: There is no such method, the folder holds another run, or a stage's own.
+        Stopped: The run was interrupted.
     """
     methods = chosen([*options.methods, *(["free"] if options.training_free else [])])
     options.output.mkdir(parents=True, exist_ok=True)
     with locked(options.output / "run"):
-        run_all(options, methods)
+        with going_on_by_itself():
+            run_all(options, methods)
         results = gather(options.output, options.seeds)
         page = options.page or options.output / "evidence.md"
         write(results, _facts(options), page)
@@ -161,12 +167,8 @@ def run_all(options: Options, methods: Sequence[Method]) -> None:
         for seed in options.seeds
     ]
     total, done = sum(map(len, pending)), 0
-    jobs = options.jobs or min(8, len(os.sched_getaffinity(0)))
-    # Each task has a process of its own, so that its memory can be told; all are forked from one
-    # that has imported what they need and started no thread.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
+    jobs = options.jobs or min(8, _cores())
+    with _processes(jobs) as pool:
         running: dict[Future[str | None], Task] = {}
 
         def submit(tasks: Sequence[Task]) -> None:
@@ -176,13 +178,53 @@ def run_all(options: Options, methods: Sequence[Method]) -> None:
         while running:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 task = running.pop(future)
-                if error := future.result():
+                try:
+                    error = future.result()
+                except BrokenProcessPool:
+                    raise UserError(
+                        "a task's process was killed, most likely for lack of memory; run the same "
+                        "command to go on, with fewer `--jobs`"
+                    ) from None
+                if error:
                     pool.shutdown(cancel_futures=True)
                     raise UserError(f"{task.name}: {error}; its log is {task.folder}.log")
                 done += 1
                 logger.info("%s: done, %d of %d", task.name, done, total)
                 if task.method is None:
                     submit(next(tasks[1:] for tasks in pending if tasks[0] == task))
+
+
+@contextlib.contextmanager
+def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that do a task each, so that its memory can be told.
+
+    All are forked from one that has imported what they need and started no thread. With an
+    interrupt they end without a word of their own.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, heard)
+    # What runs in the background may have been started deaf to interrupts, and stays so.
+    deaf = heard == signal.SIG_IGN
+    hears = (signal.SIGINT, signal.SIG_IGN if deaf else signal.SIG_DFL)
+    with ProcessPoolExecutor(jobs, context, signal.signal, hears, max_tasks_per_child=1) as pool:
+        try:
+            yield pool
+        except KeyboardInterrupt:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def perform(task: Task) -> str | None:

@@ -22,7 +22,7 @@ import transformers
 from alignment import __version__
 from alignment.cli import UserError, parse, quieten, run, say
 from alignment.llm.fingerprint import fingerprint
-from alignment.llm.protocol import Stopped
+from alignment.llm.protocol import going_on_by_itself
 from alignment.objectives import load_objective
 from alignment.quickstart import world
 from alignment.quickstart.inputs import (
@@ -39,7 +39,6 @@ logger = logging.getLogger("alignment")
 
 JUDGE, REVISER = (f"program:{world.__name__}.{name}" for name in ("judge", "revise"))
 PAIR_NEEDS = frozenset({"reference", "role", "pairs"})
-GO_ON = "run the same command to go on"
 BETA = 0.5
 """In the world, for objectives that have one: at 0.1 the chosen side loses likelihood too."""
 
@@ -143,14 +142,8 @@ def quickstart(options: Options) -> dict[str, Any]:
     kwargs = _objective_kwargs(options)
     plan = _world_plan(options, kwargs) if options.model is None else _own_plan(options, kwargs)
     folder = RunFolder(options.output, plan, overwrite=options.overwrite)
-    try:
+    with going_on_by_itself():
         folder.run()
-    except Stopped as stop:  # a stage goes on by an option of its own, the whole by itself
-        raise Stopped(stop.why, GO_ON, status=stop.status) from None
-    except (KeyboardInterrupt, UserError) as error:
-        if isinstance(error, UserError) and error.status != 130:
-            raise
-        raise Stopped("interrupted", GO_ON, status=130) from None
     facts = {"objective": options.objective, "objective_kwargs": kwargs, "seed": options.seed}
     is_world = options.model is None
     return report(options.output, folder.seconds, facts, release=__version__, is_world=is_world)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -19,6 +20,8 @@ Outcome = Literal["answered", "refused", "truncated", "unparseable", "rate_limit
 
 GO_ON = "run the same command with `--resume` to go on"
 """What a job says that ended early."""
+GO_ON_BY_ITSELF = "run the same command to go on"
+"""What a run of several jobs says, which finds by itself what is done."""
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=dict)
 _OUTCOMES: Mapping[str, Outcome] = {
@@ -71,6 +74,23 @@ class Stopped(UserError):
         self.why = why
         self.remedy = remedy
         self.status = status
+
+
+@contextmanager
+def going_on_by_itself() -> Iterator[None]:
+    """Has a run of several jobs say how the run goes on where one of them ends early.
+
+    Raises:
+        Stopped: A job was stopped, or the run was interrupted.
+    """
+    try:
+        yield
+    except Stopped as stop:
+        raise Stopped(stop.why, GO_ON_BY_ITSELF, status=stop.status) from None
+    except (KeyboardInterrupt, UserError) as error:
+        if isinstance(error, UserError) and error.status != 130:
+            raise
+        raise Stopped("interrupted", GO_ON_BY_ITSELF, status=130) from None
 
 
 @dataclass(frozen=True)

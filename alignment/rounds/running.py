@@ -15,8 +15,7 @@ from typing import Any
 from alignment.cli import UserError
 from alignment.core.rows import read_rows
 from alignment.llm.ledger import Totals
-from alignment.llm.protocol import Stopped
-from alignment.quickstart.inputs import distinct_prompts
+from alignment.llm.protocol import going_on_by_itself
 from alignment.rounds.guards import VERSION, write_pool, write_prompts
 from alignment.rounds.loop import Loop
 from alignment.rounds.options import Options
@@ -29,7 +28,6 @@ from eval.stats import bootstrap_mean
 RESULTS = "results.json"
 ADAPTER = "adapter"
 MARK = "loop.json"
-GO_ON = "run the same command to go on"
 
 
 @dataclass
@@ -94,13 +92,15 @@ class Running:
         loop: The method.
 
     Raises:
-        UserError: A file cannot be read, or holds too few prompts.
+        UserError: The method cannot work by these options, or a program does not exist.
     """
 
     def __init__(self, options: Options, loop: Loop) -> None:
         loop.check(options.rounds)
         if loop.asks and options.builder is None:
             raise UserError(f"the loop `{options.method}` asks about answers: set `builder_model`")
+        for asked in filter(None, (options.builder, options.judge, options.audit)):
+            asked.check()
         self.options = options
         self.loop = loop
         self.store = Store(options.output)
@@ -119,14 +119,8 @@ class Running:
             UserError: As the commands of the stages do.
             Stopped: The job ended early.
         """
-        try:
+        with going_on_by_itself():
             self._run()
-        except Stopped as stop:  # a stage goes on by an option of its own, the whole by itself
-            raise Stopped(stop.why, GO_ON, status=stop.status) from None
-        except (KeyboardInterrupt, UserError) as error:
-            if isinstance(error, UserError) and error.status != 130:
-                raise
-            raise Stopped("interrupted", GO_ON, status=130) from None
         results = self._results()
         self._keep_best()
         return results
@@ -169,7 +163,7 @@ class Running:
         options, base, name = self.options, self.start.base, "prompts.jsonl"
 
         def write_held_out(folder: Path) -> None:
-            write_prompts(folder / name, distinct_prompts(options.held_out), str(base))
+            write_prompts(folder / name, options.held_out, str(base))
 
         held = {"prompts": options.held_out, "model": base, "version": VERSION}
         held_out = self.store.make("prompts", "held_out", held, write_held_out) / name
@@ -227,6 +221,11 @@ class Running:
         first = self.outcomes[0].signs if self.outcomes else signs
         scores = {row["prompt"]: row["score"] for row in verdicts if row["score"] is not None}
         gains = self._gains(scores)
+        if not gains:
+            raise UserError(
+                f"{judged}: no held-out prompt was judged in this round and in the best before; "
+                "`verdicts.jsonl` there says why"
+            )
         return Outcome(
             number=at.number,
             policy=at.policy,

@@ -1,13 +1,21 @@
 """A whole comparison of reduced size: resumed, repeated, and told when it cannot be done."""
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from alignment.cli import UserError, parse
-from alignment.commands.compare import Options, compare
+from alignment.commands.compare import Options, Task, compare, run_all
+from alignment.comparison.methods import chosen
 
 REDUCED = [
     *("--sft-steps", "40", "--train-prompts", "120", "--held-out-prompts", "20", "--steps", "4"),
@@ -70,3 +78,50 @@ def test_what_goes_wrong_in_a_process_is_told_with_its_log(tmp_path: Path):
     (tmp_path / "run/seed-0/note.txt").write_text("mine")
     with pytest.raises(UserError, match=r"seed 0: start and data: .*holds something else.*log"):
         compare(options("--seeds", "0", "--output", tmp_path / "run", "--methods", "dpo"))
+
+
+def die(_: Task) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("alignment.commands.compare.perform", die)
+    with pytest.raises(UserError, match="process was killed, most likely for lack of memory"):
+        run_all(options("--output", tmp_path, "--seeds", "0"), chosen(["dpo"]))
+
+
+def alive_in(group: int) -> list[int]:
+    """The processes of a group."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_with_its_processes_and_says_how_to_go_on(tmp_path: Path):
+    words = (*REDUCED, "--seeds", "0", "1", "--output", str(tmp_path), "--methods", "dpo")
+    # Also where this test runs in the background, which has its children ignore interrupts.
+    hearing = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{hearing}; import runpy; runpy.run_module('alignment', run_name='__main__')"
+    command = [sys.executable, "-c", code, "compare", *words]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as running:
+        give_up = time.monotonic() + 300
+        while not (tmp_path / "seed-0.log").exists() and time.monotonic() < give_up:
+            time.sleep(0.1)
+        os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+        _, told = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert told.splitlines()[-1] == "error: interrupted; run the same command to go on"
+    assert "Traceback" not in told
+    give_up = time.monotonic() + 60  # they notice the end of the command, and end
+    while alive_in(running.pid) and time.monotonic() < give_up:
+        time.sleep(0.1)
+    assert not alive_in(running.pid)
