@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from alignment.cli import UserError
 from alignment.core.groups import text_of
 from alignment.core.rows import read_rows
 from alignment.llm.prompts import as_text
@@ -28,19 +30,28 @@ def write_facts(folder: Path) -> None:
 
     Args:
         folder: Of the seed.
+
+    Raises:
+        UserError: Nothing of a kind was made, or nothing of it can be told apart.
     """
     pairs = {name: list(_pairs(folder / f"{name}.jsonl")) for name in COMPARED}
     stats = {
         name: pair_statistics((chosen, rejected) for _, chosen, rejected in several)
         for name, several in pairs.items()
     }
-    facts = {
+    facts: dict[str, dict[str, Any]] = {
         "advice": {name: _scores(folder / "advice" / name / "verdicts.jsonl") for name in ADVISED},
         "count": {name: stat.pairs for name, stat in stats.items()},
         "overlap": {name: stat.jaccard for name, stat in stats.items()},
         "edits": {name: stat.edit_distance for name, stat in stats.items()},
         "accuracy": {name: list(map(float, _true(several))) for name, several in pairs.items()},
     }
+    for kind in ("advice", "accuracy"):
+        if empty := next((name for name, values in facts[kind].items() if not values), None):
+            raise UserError(
+                f"{folder / f'{empty}.jsonl'}: no pair has what its {kind} is measured by; take "
+                "more `train_prompts`"
+            )
     write_whole(folder / "facts.json", json.dumps(facts) + "\n")
 
 

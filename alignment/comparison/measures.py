@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from alignment.cli import UserError
 from alignment.comparison import material
 from alignment.comparison.methods import Method
 from alignment.core.groups import JUDGED_PROMPT
@@ -129,10 +130,19 @@ def contrast(before: Iterable[Text]) -> tuple[list[Text], list[Text]]:
 
 
 def measure_start(seed_folder: Path) -> None:
-    """Measures the start of a seed and writes `before.json`."""
+    """Measures the start of a seed and writes `before.json`.
+
+    Raises:
+        UserError: It answers every held-out prompt rightly, which leaves nothing to unlearn.
+    """
     texts = read_texts(seed_folder / "answers/before.jsonl")
     scorer = Scorer(seed_folder / "start")
     chosen, rejected = contrast(texts)
+    if not rejected:
+        raise UserError(
+            f"the start answers all {len(texts)} held-out prompts rightly; take more "
+            "`held_out_prompts` or fewer `sft_steps`"
+        )
     found = {
         **_of_answers(scorer, texts),
         "chosen": scorer.logps(chosen),

@@ -90,7 +90,7 @@ def shared(folder: Path, size: Size, seed: int) -> list[Stage]:
         for name, hint in _HINTS.items():
             rows = [row for _, row in read_rows(folder / "prompts/train.jsonl")]
             with Output(folder / f"prompts/{name}.jsonl") as file:
-                for row in rows[: size.train_prompts // 2]:
+                for row in rows[: max(1, size.train_prompts // 2)]:
                     file.write({"prompt": as_messages(f"{as_text(prompt_of(row))}{hint}")})
 
     def model(name: str, start: str, rows: str, steps: int, rate: float) -> Stage:
