@@ -26,7 +26,7 @@ from alignment.rounds.samples import VERSION as GROUPS
 from alignment.rounds.samples import write_groups
 from data_builders.selection import Selection, select
 
-VERSION = "1"
+VERSION = "2"
 """Of the way in which negatives are selected."""
 
 
@@ -58,6 +58,10 @@ class AMPO(Loop):
                 f"`negatives` is {self.negatives}; it must be from 1 to `samples` - 1, which is "
                 f"{self.samples - 1}"
             )
+
+    def check(self, rounds: int) -> None:
+        """Refuses a way to select whose library is missing."""
+        select(self.selection, np.eye(3), [0.0, 1.0, 2.0], k=1)
 
     def data(self, at: Round) -> Path:
         """Groups with a positive and selected negatives; the others have left them."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +20,7 @@ from alignment.rounds.round import Round
 from alignment.rounds.samples import by_prompt
 from data_builders.pairs import like
 
-VERSION = "1"
+VERSION = "2"
 """Of the way in which demonstrations are found and answers are kept."""
 
 
@@ -65,7 +67,7 @@ class ISARA(Loop):
         """Questions with answers that were drawn beside examples and agreed on."""
         encoder = self.encoder or at.policy.base
         encoder = Path(encoder) if Path(encoder).is_dir() else encoder
-        known = [at.admitted(self.seeds), *at.earlier]
+        known = [at.admitted(self.seeds, name="seeds"), *at.earlier]
         shown = {"questions": at.prompts, "known": known, "encoder": encoder}
         beside = at.rows(
             "beside",
@@ -88,20 +90,24 @@ def write_beside(
     Args:
         output: Where to; `question` keeps the question alone.
         questions: Rows with `prompt`.
-        known: Files of examples.
+        known: Files of examples; those without an answer are rejected.
         encoder: Model that embeds questions.
         count: Examples beside each.
     """
-    examples = [row for path in known for _, row in read_rows(path)]
-    rows = [row for _, row in read_rows(questions)]
-    texts = [as_text(prompt_of(row)) for row in (*examples, *rows)]
+    examples = []
+    for name, row in chain.from_iterable(map(read_rows, known)):
+        try:
+            examples.append((prompt_of(row), _answer(row)))
+        except Reject as error:
+            output.reject(reject_row(name, row, error))
+    asked = [prompt_of(row) for _, row in read_rows(questions)]
+    texts = [as_text(prompt) for prompt in (*(prompt for prompt, _ in examples), *asked)]
     vectors = embed(texts, encoder)
-    for index, row in enumerate(rows, len(examples)):
-        found = nearest(vectors[index], vectors[: len(examples)], count)
+    for index, question in enumerate(asked, len(examples)):
         turns: list[Message] = []
-        for place in reversed(found):
-            turns += [*as_messages(prompt_of(examples[place])), _answer(examples[place])]
-        question = prompt_of(row)
+        for place in reversed(nearest(vectors[index], vectors[: len(examples)], count)):
+            prompt, answer = examples[place]
+            turns += [*as_messages(prompt), answer]
         output.write({"question": question, "prompt": [*turns, *as_messages(question)]})
 
 
@@ -113,7 +119,7 @@ def write_agreed(output: Output, answers: Path, agreement: float) -> None:
         answers: Rows of `alignment generate` with `question`.
         agreement: Share of the answers that must be the same text.
     """
-    for name, rows in by_prompt(read_rows(answers)).items():
+    for name, rows in by_prompt(read_rows(answers)):
         whole = [row for row in rows if row.get("finish_reason") != "length"]
         texts = Counter(text for row in whole if (text := row["response"].strip()))
         if not texts:
@@ -135,8 +141,12 @@ def _kept(row: Row, text: str, share: float) -> dict[str, Any]:
 
 
 def _answer(row: Row) -> Message:
-    """The assistant's turn of an example."""
+    """The assistant's turn of an example.
+
+    Raises:
+        Reject: It has none.
+    """
     given = row.get("completion")
-    if isinstance(given, list):
+    if isinstance(given, list) and given and isinstance(given[-1], Mapping):
         return dict(given[-1])
     return {"role": "assistant", "content": response_of(row)}

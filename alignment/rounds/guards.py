@@ -10,7 +10,7 @@ from alignment.cli import UserError
 from alignment.core.rows import read_rows
 from alignment.llm.prompts import as_text
 from alignment.llm.protocol import Prompt
-from alignment.llm.rows import Named, Output, Reject, prompt_of, reject_row
+from alignment.llm.rows import MapReport, Named, Output, Reject, Row, prompt_of, reject_row
 from alignment.quickstart.inputs import as_asked, distinct_prompts
 from data_builders.overlap import EvalPrompts
 
@@ -18,8 +18,15 @@ VERSION = "1"
 """Of the way in which prompts are ordered and looked for."""
 
 
-def write_prompts(output: Path, prompts: Iterable[Prompt], model: str) -> None:
-    """Writes prompts in the form that a model is asked in."""
+def write_prompts(output: Path, source: Path, model: str) -> None:
+    """Writes each prompt of a file once, in the form that a model is asked in.
+
+    Raises:
+        UserError: The file cannot be read, or holds no prompts.
+    """
+    prompts = distinct_prompts(source)
+    if not prompts:
+        raise UserError(f"{source} holds no prompts; give a file with some")
     with Output(output) as file:
         for prompt in as_asked(prompts, model, output.parent):
             file.write({"prompt": prompt})
@@ -50,40 +57,55 @@ def write_pool(output: Path, source: Path, held_out: Path, model: str, seed: int
     """
     asked = as_asked(shuffled(distinct_prompts(source), seed), model, output.parent)
     rows = ((f"{source}", {"prompt": prompt}) for prompt in asked)
-    if not admit(rows, held_out, output):
-        raise UserError(f"{source}: every prompt is one of {held_out}; give others")
+    admit(rows, held_out, output).refuse_empty(source)
 
 
-def admit(rows: Iterable[Named], held_out: Path, output: Path, most: int | None = None) -> int:
+def admit(
+    rows: Iterable[Named], held_out: Path, output: Path, most: int | None = None
+) -> MapReport:
     """Writes the rows whose prompts are none of the evaluation's; the others are rejected.
 
     A prompt counts as one of the evaluation's if all words of a turn agree, or 13 in a row, or most
     of its pieces.
 
     Args:
-        rows: Rows with a prompt.
+        rows: Rows with a prompt; those without are rejected too.
         held_out: The file of evaluation prompts.
         output: Where to.
         most: How many to write at most, the first; None for all.
 
     Returns:
-        How many were written.
+        How many were written, and why others were not.
     """
     evaluation = EvalPrompts([held_out], near=True)
-    written = 0
+    report = MapReport()
     with Output(output) as file:
         for name, row in rows:
-            found = evaluation.find(prompt_of(row))
-            if found is not None:
-                told = f"the prompt is one of the evaluation ({found.how}: {found.source})"
-                file.reject(reject_row(name, row, Reject("evaluation_prompt", told)))
-            elif written == most:
-                told = f"the round has {most} rows already; `examples_per_round` sets how many"
-                file.reject(reject_row(name, row, Reject("over_quota", told)))
+            try:
+                _check(row, evaluation)
+                if report.kept == most:
+                    told = f"the round has {most} rows already; `examples_per_round` sets how many"
+                    raise Reject("over_quota", told)
+            except Reject as error:
+                rejected = reject_row(name, row, error)
+                report.drop(rejected)
+                file.reject(rejected)
             else:
-                written += 1
+                report.kept += 1
                 file.write(row)
-    return written
+    return report
+
+
+def _check(row: Row, evaluation: EvalPrompts) -> None:
+    """Refuses a row whose prompt is one of the evaluation's, or that has none.
+
+    Raises:
+        Reject: It is, or has none.
+    """
+    found = evaluation.find(prompt_of(row))
+    if found is not None:
+        told = f"the prompt is one of the evaluation ({found.how}: {found.source})"
+        raise Reject("evaluation_prompt", told)
 
 
 def write_admitted(output: Path, source: Path, held_out: Path, most: int | None = None) -> None:
@@ -92,5 +114,4 @@ def write_admitted(output: Path, source: Path, held_out: Path, most: int | None 
     Raises:
         UserError: Nothing is left.
     """
-    if not admit(read_rows(source), held_out, output, most):
-        raise UserError(f"{source}: every prompt is one of the evaluation; give others")
+    admit(read_rows(source), held_out, output, most).refuse_empty(source)

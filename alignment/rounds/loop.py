@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from alignment.cli import UserError, parse, unknown
+from alignment.core.methods import available
 from alignment.llm.connect import load_dotted
 from alignment.rounds.options import words_of
 
@@ -71,8 +71,7 @@ def load_loop(name: str, kwargs: Mapping[str, Any]) -> Loop:
     if "." in name:
         found = load_dotted(name, "loop")
     else:
-        package = importlib.import_module(PACKAGE)
-        known = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+        known = available(PACKAGE)
         if name not in known:
             raise unknown("loop", name, known)
         module = importlib.import_module(f"{PACKAGE}.{name}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 from alignment import launch
 from alignment.cli import UserError, unknown
+from alignment.llm.connect import load_dotted
 from alignment.stages import Words, module_of
 
 FIXED = {
@@ -19,7 +21,10 @@ FIXED = {
         *("model", "prompts", "output", "base_url", "ledger", "resume", "overwrite"),
         *("samples", "seed", "limit"),
     ),
-    "build": ("model", "base_url", "input", "output", "ledger", "resume", "overwrite", "seed"),
+    "build": (
+        *("model", "base_url", "judge_model", "judge_url"),
+        *("input", "output", "ledger", "resume", "overwrite", "seed"),
+    ),
     "train": (
         *("model_name_or_path", "adapter_name_or_path", "dataset_name", "output_dir"),
         *("objective", "resume_from_checkpoint", "seed"),
@@ -42,6 +47,15 @@ class Asked(NamedTuple):
 
     model: str
     url: str | None
+
+    def check(self) -> None:
+        """Refuses a program that does not exist, before any work.
+
+        Raises:
+            UserError: It does not.
+        """
+        if self.model.startswith("program:"):
+            load_dotted(self.model.removeprefix("program:"), "program")
 
     def options(self, model: str, url: str) -> dict[str, Any]:
         """The options that name it, under the names that they have there."""
@@ -115,7 +129,7 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}; it must be at least 1")
-        if self.serve is not None and not {"{model}", "{port}"} <= {*self.serve.split()}:
+        if self.serve is not None and not {"{model}", "{port}"} <= {*_split(self.serve)}:
             raise ValueError("`serve` must have `{model}` and `{port}` among its words")
         for name, fixed in FIXED.items():
             taken = [key for key in getattr(self, name) if key.replace("-", "_") in fixed]
@@ -174,6 +188,14 @@ def check_keys(options: Options, builder: str | None) -> None:
         for key in given:
             if key.replace("-", "_") not in known:
                 raise unknown(f"key in `{name}`", key, known)
+
+
+def _split(command: str) -> list[str]:
+    """The words of `serve`."""
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise ValueError(f"`serve` is no command ({error}): {command}") from None
 
 
 def _known(verb: str) -> list[str]:

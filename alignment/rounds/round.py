@@ -173,14 +173,14 @@ class Round:
 
         return self.store.make(self.place, name, settings, work) / "data.jsonl"
 
-    def admitted(self, data: Path, most: int | None = None) -> Path:
+    def admitted(self, data: Path, most: int | None = None, *, name: str = "admitted") -> Path:
         """The rows of a file whose prompts are none of the evaluation's, the first of them."""
         settings = {"data": data, "held_out": self.held_out, "most": most, "version": GUARDS}
 
         def work(folder: Path) -> None:
             write_admitted(folder / "data.jsonl", data, self.held_out, most)
 
-        return self.store.make(self.place, "admitted", settings, work) / "data.jsonl"
+        return self.store.make(self.place, name, settings, work) / "data.jsonl"
 
     def train(self, data: Path, objective: str, more: Mapping[str, Any]) -> Path:
         """The folder of the adapter that the policy becomes by training on data.
@@ -191,13 +191,16 @@ class Round:
             more: The method's options of `alignment train`; the recipe's go before them, and of
                 the objective's hyper-parameters one by one.
         """
-        given = self.options.train
+        given = dict(self.options.train)
+        if self.policy.adapter is not None:  # it goes on, and is what the recipe has made it
+            given.pop("adapter", None)
+            given.pop("adapter_kwargs", None)
         kwargs = {**more.get("objective_kwargs", {}), **(given.get("objective_kwargs") or {})}
         settings = {
             **{"model_name_or_path": self.policy.base, "dataset_name": data},
             "adapter_name_or_path": self.policy.adapter,
             **{"objective": objective, "seed": self.seed},
-            **ADAPTER,
+            **({} if given.get("adapter") else ADAPTER),
             **more,
             **given,
             "objective_kwargs": kwargs,

@@ -1,6 +1,7 @@
 """AMPO: a positive, selected negatives, and the others that only the mean reward sees."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,13 @@ def test_groups_get_roles_and_those_without_a_gap_are_rejected(
     assert [response.reward for response in group.responses] == [1.0, 5.0, 2.0, 2.0]
     ((_, rejected),) = read_rows(tmp_path / "out.jsonl.rejects.jsonl")
     assert rejected["reason"] == "no_gap"
+
+
+def test_a_missing_library_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
+    with pytest.raises(UserError, match="`coreset` clusters by k-means: install the extra `select"):
+        load_loop("ampo", {"selection": "coreset"}).check(rounds=1)
+    load_loop("ampo", {}).check(rounds=1)
 
 
 def test_more_negatives_than_samples_are_refused():

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from alignment.cli import UserError
-from alignment.loops.distillm2 import anchors
+from alignment.loops.distillm2 import DistiLLM2Resampled, anchors
 
 
 def metrics(path: Path, *rows: Mapping[str, float]) -> Path:
@@ -24,6 +25,21 @@ def test_anchors_are_the_mean_gaps_of_the_first_steps(tmp_path: Path):
     rows = (gaps(5, 0.2, 0.1), gaps(10, 0.4, 0.3), gaps(15, 9.0, 9.0), {"step": 15, "runtime": 1})
     found = anchors(metrics(tmp_path / "m.jsonl", *rows))
     assert found == pytest.approx({"anchor_chosen": 0.3, "anchor_rejected": 0.2})
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_curricula_stand_where_the_round_does_and_anchors_come_from_the_first(
+    tmp_path: Path, number: int
+):
+    metrics(tmp_path / "metrics.jsonl", gaps(10, 0.4, 0.3))
+    at = SimpleNamespace(
+        number=number, trained=[tmp_path] * (number - 1), options=SimpleNamespace(rounds=4)
+    )
+    told = DistiLLM2Resampled(teacher="some/teacher").training(at)  # type: ignore[arg-type]
+    expected: dict[str, float] = {"epochs_before": number - 1, "epochs_in_all": 4}
+    if number == 2:
+        expected |= {"anchor_chosen": 0.4, "anchor_rejected": 0.3}
+    assert told == {"teacher_model_name_or_path": "some/teacher", "objective_kwargs": expected}
 
 
 def test_with_a_longer_interval_of_logging_the_first_that_is_logged_counts(tmp_path: Path):

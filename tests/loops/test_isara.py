@@ -39,6 +39,24 @@ def test_the_nearest_examples_stand_before_a_question(tmp_path: Path, model_dir:
     assert len(turns) == 5
 
 
+def test_examples_without_an_answer_are_rejected(tmp_path: Path, model_dir: Path):
+    rows: list[dict[str, Any]] = [
+        {"prompt": "a"},
+        {"prompt": "b", "completion": []},
+        {"prompt": "c", "completion": "C"},
+    ]
+    questions = file(tmp_path / "questions.jsonl", [{"prompt": "q"}])
+    with Output(tmp_path / "out.jsonl") as output:
+        write_beside(output, questions, [file(tmp_path / "known.jsonl", rows)], model_dir, count=2)
+    ((_, row),) = read_rows(tmp_path / "out.jsonl")
+    assert [turn["content"] for turn in row["prompt"]] == ["c", "C", "q"]
+    rejects = [row for _, row in read_rows(tmp_path / "out.jsonl.rejects.jsonl")]
+    assert [(row["source"], row["reason"]) for row in rejects] == [
+        ("known.jsonl:1", "no_response"),
+        ("known.jsonl:2", "no_completion"),
+    ]
+
+
 def test_an_answer_is_kept_where_enough_agree_under_its_plain_question(tmp_path: Path):
     def answers(question: str, *texts: str, reason: str = "stop") -> list[dict[str, Any]]:
         beside = [user("shown"), {"role": "assistant", "content": "so"}, user(question)]

@@ -55,8 +55,20 @@ def test_no_more_rows_are_admitted_than_wanted_and_the_others_are_listed(
     assert rejects == ["evaluation_prompt", "over_quota"]
 
 
+def test_a_row_without_a_prompt_is_listed_like_any_other(tmp_path: Path, held_out: Path):
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"promt": "one"}\n{"prompt": ""}\n{"prompt": "two"}\n')
+    write_admitted(tmp_path / "out.jsonl", data, held_out)
+    assert [row["prompt"] for _, row in read_rows(tmp_path / "out.jsonl")] == ["two"]
+    rejects = [row for _, row in read_rows(tmp_path / "out.jsonl.rejects.jsonl")]
+    assert [(row["source"], row["reason"]) for row in rejects] == [
+        ("data.jsonl:1", "no_prompt"),
+        ("data.jsonl:2", "no_prompt"),
+    ]
+
+
 def test_data_of_evaluation_prompts_alone_is_refused(tmp_path: Path, held_out: Path):
-    with pytest.raises(UserError, match="every prompt is one of the evaluation"):
+    with pytest.raises(UserError, match=r"evaluation_prompt \(1 rows\): d\.jsonl:1: the prompt is"):
         write_admitted(tmp_path / "out.jsonl", prompts(tmp_path / "d.jsonl", LONG), held_out)
 
 

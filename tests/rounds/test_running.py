@@ -12,8 +12,10 @@ from alignment.cli import UserError, parse
 from alignment.rounds.loop import Loop
 from alignment.rounds.options import Asked, Options, check_keys
 from alignment.rounds.report import draw, lines
-from alignment.rounds.round import Round
+from alignment.rounds.round import Policy, Round
 from alignment.rounds.running import Running
+from alignment.rounds.store import Store
+from alignment.stages import Stage
 
 PROMPTS = [f"question {number}, of some length" for number in range(10)]
 
@@ -74,7 +76,8 @@ def words(tmp_path: Path, model_dir: Path) -> list[str]:
     held_out = file(tmp_path / "held_out.jsonl", [{"prompt": prompt} for prompt in PROMPTS])
     given = {
         **{"method": "echo", "model": model_dir, "prompts": pool, "held_out": held_out},
-        **{"output": tmp_path / "run", "prompts_per_round": 10, "judge_model": "program:a.b"},
+        **{"output": tmp_path / "run", "prompts_per_round": 10},
+        "judge_model": "program:alignment.quickstart.world.judge",
     }
     return [str(word) for name, value in given.items() for word in (f"--{name}", value)]
 
@@ -159,6 +162,8 @@ def test_too_few_prompts_are_told_before_any_round(words: list[str], scripted: A
         (["--generate", '{"samples": 2}'], "`generate.samples` is set by the loop itself"),
         (["--train", '{"learning_rat": 1}'], "did you mean `learning_rate`?"),
         (["--evaluate", '{"resample": 1}'], "did you mean `resamples`?"),
+        (["--build", '{"judge_model": "x"}'], "`build.judge_model` is set by the loop itself"),
+        (["--serve", "run {model} {port} --name 'x"], "`serve` is no command (No closing quota"),
         (["--build", '{"word": "x"}'], "`build` has no use: the loop `echo` has no builder"),
     ],
 )
@@ -176,3 +181,59 @@ def test_a_loop_that_asks_needs_somebody_to_ask(words: list[str]):
 
     with pytest.raises(UserError, match="asks about answers: set `builder_model`"):
         Running(parse(Options, words, "alignment loop"), Asking())
+
+
+@pytest.mark.parametrize("name", ["builder_model", "judge_model", "audit_model"])
+def test_a_program_that_does_not_exist_is_told_before_any_work(words: list[str], name: str):
+    options = parse(Options, [*words, f"--{name}", "program:no_such.judge"], "alignment loop")
+    with pytest.raises(UserError, match=r"no program `no_such\.judge`"):
+        Running(options, Echo())
+
+
+def test_rounds_without_a_prompt_that_both_have_judged_are_not_compared(
+    words: list[str], scripted: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Running, "_gains", lambda *_: [])
+    with pytest.raises(UserError, match="no held-out prompt was judged in this round and in"):
+        scripted(words, [0.6])
+
+
+def test_files_without_prompts_are_told_by_their_own_names(
+    words: list[str], scripted: Any, tmp_path: Path
+):
+    empty = file(tmp_path / "empty.jsonl", [])
+    with pytest.raises(UserError, match=r"empty\.jsonl holds no prompts"):
+        scripted(words, [0.6], "--held-out", str(empty))
+    with pytest.raises(UserError, match=r"empty\.jsonl.*the file holds no rows"):
+        scripted(words, [0.6], "--prompts", str(empty))
+
+
+def test_an_adapter_of_another_kind_begins_in_the_first_round_and_goes_on_in_the_others(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    given: list[tuple[str, ...]] = []
+
+    def noted(_: str, words: tuple[object, ...], output: Path) -> Stage:
+        given.append(tuple(map(str, words)))
+        return Stage("train", {}, lambda: None)
+
+    monkeypatch.setattr("alignment.rounds.round.training", noted)
+    train = '{"adapter": "panacea", "adapter_kwargs": {"r": 4}}'
+    options = parse(Options, [*words, "--train", train], "alignment loop")
+    for adapter in (None, tmp_path / "run/round-1/train/adapter"):
+        policy = Policy(options.model, adapter)
+        at = Round(
+            1,
+            options=options,
+            store=Store(options.output),
+            policy=policy,
+            prompts=options.prompts,
+            held_out=options.held_out,
+        )
+        at.train(options.prompts, "panacea", {})
+    first, second = given
+    assert "--use_peft" not in first
+    assert first[first.index("--adapter") + 1] == "panacea"
+    assert "--adapter_name_or_path" not in first
+    assert not {"--adapter", "--adapter_kwargs"} & {*second}
+    assert "--adapter_name_or_path" in second

@@ -39,11 +39,29 @@ def test_samples_of_a_prompt_become_a_group_in_which_each_stands_once(tmp_path: 
     rows = [answer("p", text, index) for index, text in enumerate(["a", "b", "a ", ""])]
     rows += [answer("q", "a", 0), answer("q", "a", 1)]
     rows += [answer("r", "a", 0, "length"), answer("r", "b", 1, "length")]
+    rows += [answer("s", "", 0), answer("s", " ", 1)]
     answers = file(tmp_path / "answers.jsonl", rows)
     (group,), dropped = made(tmp_path, lambda output: write_groups(output, answers))
     assert group["responses"] == ["a", "b"]
     assert group["meta"] == {"samples": [0, 1], "of": 4}
-    assert [row["reason"] for row in dropped] == ["identical", "truncated"]
+    assert [(row["source"], row["reason"]) for row in dropped] == [
+        ("answers.jsonl:5", "identical"),
+        ("answers.jsonl:7", "truncated"),
+        ("answers.jsonl:9", "empty"),
+    ]
+
+
+def test_old_rows_that_are_no_pairs_are_rejected_and_of_several_the_last_counts(tmp_path: Path):
+    new = file(tmp_path / "new.jsonl", [pair("p")])
+    rows = [{"chosen": "a", "rejected": "b"}, {"prompt": "p", "rejected": "b"}]
+    old = file(tmp_path / "old.jsonl", [*rows, pair("p", "first"), pair("p", "last")])
+    how = {"keep_pair": 1.0, "keep_chosen": 0.0, "old_share": 0.0}
+    kept, dropped = made(tmp_path, lambda output: write_mixture(output, new, [old], seed=0, **how))
+    assert kept == [pair("p", "last")]
+    assert [(row["source"], row["reason"]) for row in dropped] == [
+        ("old.jsonl:1", "no_prompt"),
+        ("old.jsonl:2", "no_chosen"),
+    ]
 
 
 def mixture(folder: Path, **how: float) -> Rows:
