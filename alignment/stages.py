@@ -156,6 +156,21 @@ def training(name: str, words: Words, output: Path) -> Stage:
     return replace(stage, work=work)
 
 
+def words_of(options: Mapping[str, Any]) -> Words:
+    """Options as words of a command line; those that are None are left out."""
+    words: list[object] = []
+    for name, value in options.items():
+        if isinstance(value, bool):
+            words += [f"--{name}", str(value).lower()]
+        elif isinstance(value, Mapping):
+            words += [f"--{name}", json.dumps(value)]
+        elif isinstance(value, list | tuple):
+            words += [f"--{name}", *value]
+        elif value is not None:
+            words += [f"--{name}", value]
+    return tuple(words)
+
+
 def module_of(verb: str) -> str:
     """The module that is a command, such as `train`, `generate` or `build clair`."""
     family, _, name = verb.partition(" ")

@@ -26,8 +26,8 @@ from alignment.commands.loop import loop
 from alignment.comparison.results import commit
 from alignment.core.rows import read_rows
 from alignment.quickstart.inputs import write_world
-from alignment.rounds.options import Options, words_of
-from alignment.stages import training
+from alignment.rounds.options import Options
+from alignment.stages import training, words_of
 from benchmarks._measure import table
 from eval.stats import bootstrap_mean
 

@@ -12,12 +12,13 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ from alignment.comparison.results import commit, gather
 from alignment.comparison.seeds import Size, of_method, shared
 from alignment.llm.lock import locked
 from alignment.llm.protocol import going_on_by_itself
-from alignment.stages import RunFolder
+from alignment.stages import RunFolder, words_of
 
 logger = logging.getLogger("alignment")
 
@@ -147,10 +148,16 @@ def compare(options: Options) -> None:
 
 
 def _facts(options: Options) -> dict[str, Any]:
-    """How the results were made."""
-    free = " --training-free true" if options.training_free else ""
+    """How the results were made; the command names what is not as by default, and methods."""
+    changed = {
+        known.name.replace("_", "-"): getattr(options, known.name)
+        for known in fields(options)
+        if known.name not in ("methods", "output", "page", "jobs")
+        and getattr(options, known.name) != known.default
+    }
+    words = words_of({"methods": options.methods, **changed})
     return {
-        "command": f"alignment compare --methods {' '.join(options.methods)}{free}",
+        "command": shlex.join(map(str, ("alignment", "compare", *words))),
         "commit": commit(),
         "size": options.size._asdict(),
     }

@@ -185,10 +185,13 @@ def gather(output: Path, seeds: Iterable[int], methods: Sequence[Method] = METHO
 
 def commit() -> str:
     """The commit of this project, `-dirty` where it was changed since; else the release."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # an installed copy may lie within another project's checkout
+        return __version__
     try:
         return subprocess.run(
             ["git", "describe", "--always", "--dirty"],
-            cwd=Path(__file__).parent,
+            cwd=root,
             capture_output=True,
             check=True,
             text=True,

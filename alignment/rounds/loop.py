@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from alignment.cli import UserError, parse, unknown
 from alignment.core.methods import available
 from alignment.llm.connect import load_dotted
-from alignment.rounds.options import words_of
+from alignment.stages import words_of
 
 if TYPE_CHECKING:
     from alignment.rounds.round import Round

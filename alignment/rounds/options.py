@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 from alignment import launch
 from alignment.cli import UserError, unknown
 from alignment.llm.connect import load_dotted
-from alignment.stages import Words, module_of
+from alignment.stages import module_of
 
 FIXED = {
     "generate": (
@@ -150,21 +149,6 @@ class Options:
     def audit(self) -> Asked | None:
         """The second judge."""
         return None if self.audit_model is None else Asked(self.audit_model, self.audit_url)
-
-
-def words_of(options: Mapping[str, Any]) -> Words:
-    """Options as words of a command line; those that are None are left out."""
-    words: list[object] = []
-    for name, value in options.items():
-        if isinstance(value, bool):
-            words += [f"--{name}", str(value).lower()]
-        elif isinstance(value, Mapping):
-            words += [f"--{name}", json.dumps(value)]
-        elif isinstance(value, list | tuple):
-            words += [f"--{name}", *value]
-        elif value is not None:
-            words += [f"--{name}", value]
-    return tuple(words)
 
 
 def check_keys(options: Options, builder: str | None) -> None:

@@ -14,10 +14,10 @@ from alignment.llm.fingerprint import fingerprint
 from alignment.llm.rows import Output
 from alignment.rounds.guards import VERSION as GUARDS
 from alignment.rounds.guards import write_admitted
-from alignment.rounds.options import Asked, Options, words_of
+from alignment.rounds.options import Asked, Options
 from alignment.rounds.serving import serving
 from alignment.rounds.store import Store
-from alignment.stages import command, module_of, training
+from alignment.stages import command, module_of, training, words_of
 
 ADAPTER = {"use_peft": True, "lora_target_modules": "all-linear"}
 """What is trained unless the recipe says otherwise."""

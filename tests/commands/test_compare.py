@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from alignment.cli import UserError, parse
-from alignment.commands.compare import Options, Task, compare, run_all
+from alignment.commands.compare import Options, Task, _facts, compare, run_all
 from alignment.comparison.methods import chosen
 
 REDUCED = [
@@ -44,6 +44,21 @@ def test_an_unknown_method_is_told_before_any_work(tmp_path: Path):
     with pytest.raises(UserError, match="did you mean `apo_zero`"):
         compare(options("--output", tmp_path / "run", "--methods", "apozero"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "alignment compare --methods main"),
+        (
+            ("--methods", "main", "plain", "--seeds", "4", "5", "--training-free", "--jobs", "3"),
+            "alignment compare --methods main plain --seeds 4 5 --training-free true",
+        ),
+        (("--steps", "7"), "alignment compare --methods main --steps 7"),
+    ],
+)
+def test_the_page_names_the_command_that_makes_it_again(words: tuple[str, ...], told: str):
+    assert _facts(parse(Options, list(words), "alignment compare"))["command"] == told
 
 
 def numbers(folder: Path) -> dict[str, Any]:
