@@ -90,7 +90,7 @@ class Options:
         default=None, metadata={"help": "address of its server; unset, it runs here"}
     )
     judge_model: str = field(
-        metadata={"help": "who compares the answers of rounds; best another than the above"}
+        metadata={"help": "who compares the answers of rounds; best not the one above"}
     )
     judge_url: str | None = field(
         default=None, metadata={"help": "address of the judge's server; unset, it runs here"}
