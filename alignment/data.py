@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from alignment.cli import UserError
+from alignment.cli import UserError, unknown
 from alignment.core.edits import mark_edits
 from alignment.core.groups import (
     CHOSEN,
@@ -34,7 +34,7 @@ from alignment.core.groups import (
 )
 from alignment.core.packing import Layout, TokenGroup, group_from_record
 from alignment.core.rendering import Renderer
-from alignment.core.rows import SUFFIXES, is_local, read_rows
+from alignment.core.rows import SUFFIXES, is_local, read_rows, require_columns
 
 if TYPE_CHECKING:
     import datasets
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PairRule = Literal["best_worst"]
+_BUILDERS = ("json", "csv", "parquet")
+"""Builders of `datasets` whose files `read_rows` reads."""
 _FORMAT = "4"
 """Part of the cache's key; raised when the same rows become other ids than before."""
 
@@ -55,18 +57,24 @@ class Source:
     """One data set, named as `datasets.load_dataset` and TRL's recipes name it.
 
     Attributes:
-        path: A local file or folder, or an id on the Hub.
+        path: A local file or folder, an id on the Hub, or the name of a builder such as `json`,
+            for local files that `data_dir` or `data_files` name.
         name: Configuration on the Hub.
-        split: Split on the Hub, also with a slice: `train[:1%]`.
-        data_files: Files within `path`; with a builder name such as `json` as path, local files.
+        data_dir: Folder within `path`.
+        data_files: Files within `path` and `data_dir`, also as patterns, or by split.
+        split: Split on the Hub, also with a slice: `train[:1%]`; of a local folder the files whose
+            names begin so, all files where none does.
+        columns: The only columns that are read; None reads all.
         fraction: Share of this source in a mixture; set for all sources or none.
         streaming: Reads a Hub set without downloading it whole.
     """
 
     path: str
     name: str | None = None
+    data_dir: str | None = None
+    data_files: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None = None
     split: str = "train"
-    data_files: str | Sequence[str] | None = None
+    columns: Sequence[str] | None = None
     fraction: float | None = None
     streaming: bool = False
 
@@ -75,15 +83,19 @@ class Source:
         """The local files this source stands for, in order; None for the Hub.
 
         Raises:
-            UserError: A local folder or pattern holds no readable file.
+            UserError: A local folder holds no readable file, or a slice of it is asked for.
         """
-        if self.path in ("json", "csv", "parquet") and self.data_files:
-            patterns = [self.data_files] if isinstance(self.data_files, str) else self.data_files
-            found = [p for pattern in patterns for p in sorted(glob.glob(pattern)) or [pattern]]
-            return [Path(p) for p in found]
-        if not is_local(self.path):
+        is_builder = self.path in _BUILDERS and bool(self.data_files or self.data_dir)
+        if not is_builder and not is_local(self.path):
             return None
-        path = Path(self.path)
+        if "[" in self.split:
+            raise UserError(
+                f"{self.path}: `{self.split}` is a slice, which sets of the Hub have alone; "
+                "`fraction` bounds the share of a local file in a mixture"
+            )
+        path = Path("" if is_builder else self.path, self.data_dir or "")
+        if self.data_files:
+            return [file for pattern in self._patterns() for file in _matching(path, pattern)]
         if not path.is_dir():
             return [path]
         files = [p for p in sorted(path.iterdir()) if p.name.endswith(SUFFIXES)]
@@ -93,6 +105,15 @@ class Source:
                 f"{path}: the folder holds no file of a known kind ({', '.join(SUFFIXES)})"
             )
         return named
+
+    def _patterns(self) -> Sequence[str]:
+        """The data files of the split."""
+        found = self.data_files or ()
+        if isinstance(found, Mapping):
+            if self.split not in found:
+                raise unknown(f"split of the `data_files` of {self.path}", self.split, found)
+            found = found[self.split]
+        return [found] if isinstance(found, str) else found
 
 
 def read_sources(sources: Sequence[Source]) -> NamedRows:
@@ -129,11 +150,28 @@ def fingerprint_sources(sources: Sequence[Source]) -> str | None:
             if not path.is_file():
                 raise UserError(f"no such file: {path}")
             stat = path.stat()
-            parts.append((str(path.resolve()), stat.st_size, stat.st_mtime_ns, source.fraction))
+            of_file = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+            parts.append((*of_file, source.fraction, source.columns))
     return repr(parts)
 
 
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    """The files of a pattern; the pattern itself where there is none, to be told as missing."""
+    found = glob.glob(str(Path(glob.escape(str(folder)), pattern)))
+    return [*map(Path, sorted(found))] or [folder / pattern]
+
+
 def _read_source(source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    rows = _read_columns(source)
+    if source.columns is None:
+        yield from rows
+        return
+    wanted = source.columns
+    for name, row in require_columns(rows, *([column] for column in wanted)):
+        yield name, {column: row[column] for column in wanted if column in row}
+
+
+def _read_columns(source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
     files = source.files
     if files is not None:
         for path in files:
@@ -145,6 +183,7 @@ def _read_source(source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
         rows = datasets.load_dataset(
             source.path,
             name=source.name,
+            data_dir=source.data_dir,
             data_files=source.data_files,
             split=source.split,
             streaming=source.streaming,

@@ -37,7 +37,7 @@ from datasets import disable_progress_bars
 from peft import PeftConfig
 from safetensors import SafetensorError
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
-from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
+from trl.scripts.utils import DatasetConfig, DatasetMixtureConfig, ScriptArguments
 
 from alignment import compat, launch
 from alignment.adapters import adapter_config
@@ -159,6 +159,7 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
                 raise UserError("a dry run is started by `alignment train --dry-run`")
             if name not in known and name.removeprefix("no_") not in known and name != "help":
                 raise unknown("option", flag, [f"--{key}" for key in known])
+    _check_mixture(config.get("datasets") or [])
     parser = _Parser(_KINDS, prog="alignment train", description=__doc__)
     try:
         # As TRL's parser does with the file that it reads.
@@ -188,6 +189,23 @@ def _from_files(argv: Sequence[str], known: set[str]) -> tuple[dict[str, Any], l
                 raise unknown(f"key in {path}", key, known)
             config[key] = value
     return config, words
+
+
+def _check_mixture(sources: Any) -> None:
+    """Checks the entries of `datasets`.
+
+    Raises:
+        UserError: One is no mapping, or has an unknown key, or names no data set.
+    """
+    known = [field.name for field in dataclasses.fields(DatasetConfig)]
+    if not isinstance(sources, list) or not all(isinstance(each, dict) for each in sources):
+        raise UserError("`datasets` takes a list of mappings such as `{path: pairs.jsonl}`")
+    for number, source in enumerate(sources):
+        for key in source:
+            if key not in known:
+                raise unknown(f"key of datasets[{number}]", str(key), known)
+        if "path" not in source:
+            raise UserError(f"datasets[{number}] names no data set: set `path`")
 
 
 def prepare_data(recipe: Recipe) -> tuple[GroupDataset, GroupDataset | None]:
@@ -403,14 +421,7 @@ def _train_sources(recipe: Recipe) -> list[Source]:
     data = recipe.data
     if recipe.mixture.datasets:
         return [
-            Source(
-                path=source.path,
-                name=source.name,
-                split=source.split,
-                data_files=source.data_files,
-                fraction=source.fraction,
-                streaming=recipe.mixture.streaming,
-            )
+            Source(**vars(source), streaming=recipe.mixture.streaming)
             for source in recipe.mixture.datasets
         ]
     if data.dataset_name is None:

@@ -459,6 +459,38 @@ def test_a_builder_name_with_data_files_reads_local_files(tmp_path: Path):
     assert [n for _, n in origins_and_numbers([Source("json", data_files=pattern)])] == ["a0", "b0"]
 
 
+def test_files_within_a_folder_are_found_by_folder_pattern_and_split(tmp_path: Path):
+    (tmp_path / "a[1]").mkdir()  # no pattern, but a name
+    for name in ("b.jsonl", "a.jsonl", "test.jsonl"):
+        numbers(tmp_path / "a[1]", name, 1)
+
+    def found(path: str | Path, **named: Any) -> list[Any]:
+        return [n for _, n in origins_and_numbers([Source(str(path), **named)])]
+
+    assert found(tmp_path, data_dir="a[1]", data_files="?.jsonl") == ["a0", "b0"]
+    assert found(tmp_path / "a[1]", data_files=["test.jsonl", "a.jsonl"]) == ["t0", "a0"]
+    by_split = {"train": "b.jsonl", "held_out": "t*.jsonl"}
+    assert found(tmp_path / "a[1]", data_files=by_split) == ["b0"]
+    assert found(tmp_path / "a[1]", data_files=by_split, split="held_out") == ["t0"]
+    assert found("json", data_dir=str(tmp_path / "a[1]"), split="test") == ["t0"]
+    with pytest.raises(UserError, match=r"unknown split of the .* `held_oot`; did you mean"):
+        found(tmp_path / "a[1]", data_files=by_split, split="held_oot")
+    with pytest.raises(UserError, match=r"no such file: .*absent\.jsonl"):
+        found(tmp_path, data_files="absent.jsonl")
+    with pytest.raises(UserError, match=r"`train\[:9%\]` is a slice, which sets of the Hub have"):
+        found(tmp_path / "a[1]", split="train[:9%]")
+
+
+def test_columns_are_the_only_ones_that_are_read(tmp_path: Path):
+    path = write(tmp_path / "a.jsonl", [{"n": 1, "m": 2}, {"m": 3}])
+    assert list(read_sources([Source(str(path), columns=["n"])])) == [
+        ("a.jsonl:1", {"n": 1}),
+        ("a.jsonl:2", {}),
+    ]
+    with pytest.raises(UserError, match=r"no column `mm`; did you mean `m`\?"):
+        list(read_sources([Source(str(path), columns=["n", "mm"])]))
+
+
 def test_a_missing_file_is_refused_before_anything_is_read(tmp_path: Path):
     with pytest.raises(UserError, match=r"no such file: .*nowhere\.jsonl"):
         fingerprint_sources([Source(str(tmp_path / "nowhere.jsonl"))])
@@ -478,6 +510,7 @@ def test_a_fingerprint_follows_files_order_and_shares(tmp_path: Path):
         fingerprint_sources([second, first]),
         fingerprint_sources([first]),
         fingerprint_sources([Source(first.path, fraction=1.0)]),
+        fingerprint_sources([Source(first.path, columns=["n"])]),
     ]
     write(Path(first.path), [{"n": 1}, {"n": 2}, {"n": 3}])
     names.append(fingerprint_sources([first]))

@@ -183,6 +183,28 @@ def test_a_mixture_keeps_its_shares(
     assert "groups trained on  8\n" in capsys.readouterr().out
 
 
+def test_entries_of_a_mixture_may_name_folder_files_and_columns(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = recipe()
+    (tmp_path / "below").mkdir()
+    (tmp_path / "pairs.jsonl").rename(tmp_path / "below/pairs.jsonl")
+    path = tmp_path / "recipe.yaml"
+    settings = yaml.safe_load(path.read_text())
+    del settings["dataset_name"]
+    source: dict[str, Any] = {
+        "path": str(tmp_path),
+        "data_dir": "below",
+        "data_files": "pairs.jsonl",
+    }
+    path.write_text(yaml.safe_dump({**settings, "datasets": [source]}))
+    main(words)
+    assert "groups trained on  6\n" in capsys.readouterr().out
+    source["columns"] = ["prompt", "chosen"]
+    path.write_text(yaml.safe_dump({**settings, "datasets": [source]}))
+    assert "columns ['chosen', 'prompt'] fit no known format" in refusal(words)
+
+
 def test_words_of_the_command_line_win_over_the_recipe(
     recipe: Recipe, capsys: pytest.CaptureFixture[str]
 ):
@@ -286,6 +308,9 @@ def test_a_missing_file_is_named_with_its_neighbour(recipe: Recipe, tmp_path: Pa
         ),
         ({"dataloader_drop_last": True, "global_batch_size": 8}, r"6 groups do not fill one batch"),
         ({"resume_from_checkpoint": "absent"}, r"no such folder: absent"),
+        ({"datasets": ["a.jsonl"]}, r"`datasets` takes a list of mappings such as"),
+        ({"datasets": [{"id": "a"}]}, r"unknown key of datasets\[0\] `id`; known: columns"),
+        ({"datasets": [{"split": "train"}]}, r"datasets\[0\] names no data set: set `path`"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
