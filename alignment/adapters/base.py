@@ -159,6 +159,26 @@ def register(kind: AdapterType, config: type[AdapterConfig], tuner: type[Tuner])
     PEFT_TYPE_TO_PREFIX_MAPPING[kind] = tuner.prefix
 
 
+def read_settings(folder: str | Path) -> PeftConfig:
+    """The settings of a saved adapter, of peft or of ours.
+
+    Args:
+        folder: As `save_pretrained` writes it, or a Hub id.
+
+    Raises:
+        UserError: It is no adapter, or of a kind that is not known.
+    """
+    try:
+        return PeftConfig.from_pretrained(str(folder))
+    except KeyError as error:
+        raise UserError(
+            f"`{folder}` is an adapter of the type {error}, which neither peft nor this project "
+            "knows: install what it was trained with"
+        ) from None
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"`{folder}` is no adapter: {str(error).splitlines()[0]}") from None
+
+
 def load_adapter(
     model: PreTrainedModel,
     folder: str | Path,
@@ -175,10 +195,10 @@ def load_adapter(
         is_trainable: Whether training goes on.
 
     Raises:
-        UserError: The adapter has no such settings.
-        ValueError: It does not fit the model, or is no adapter.
+        UserError: It is no adapter, or has no such settings.
+        ValueError: It does not fit the model.
     """
-    config = PeftConfig.from_pretrained(str(folder))
+    config = read_settings(folder)
     if settings:
         if not isinstance(config, AdapterConfig):
             raise UserError(

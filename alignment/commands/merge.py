@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from alignment import compat
-from alignment.adapters.base import load_adapter
+from alignment.adapters.base import load_adapter, read_settings
 from alignment.cli import UserError, parse, say
 from alignment.core.preflight import LOGP_TOLERANCE
 from alignment.core.rows import read_rows
@@ -141,10 +141,7 @@ def _largest_difference(
 
 
 def _base_of(adapter: str) -> str:
-    try:
-        config = PeftConfig.from_pretrained(adapter)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"`{adapter}` is no adapter: {str(error).splitlines()[0]}") from None
+    config = read_settings(adapter)
     if not config.base_model_name_or_path:
         raise UserError(f"`{adapter}` does not name its base model: set `--base`")
     return str(config.base_model_name_or_path)

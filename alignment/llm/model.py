@@ -221,17 +221,16 @@ def _weights(model: str, cls: Any, dtype: str, settings: Mapping[str, Any] | Non
     """A model; adapters of ours are put on their base, which transformers does for peft's."""
     from transformers.utils import find_adapter_config_file
 
-    found = find_adapter_config_file(model)
-    if found is None:
+    if find_adapter_config_file(model) is None:
         if settings:
             raise UserError(f"{model} is no adapter, so that it takes no adapter_kwargs")
         return cls.from_pretrained(model, dtype=dtype)
-    config = json.loads(Path(found).read_text(encoding="utf-8"))
-    from alignment.adapters.base import AdapterType, load_adapter
+    from alignment.adapters.base import AdapterConfig, load_adapter, read_settings
 
-    if config.get("peft_type") not in list(AdapterType) and not settings:
+    config = read_settings(model)
+    if not isinstance(config, AdapterConfig) and not settings:
         return cls.from_pretrained(model, dtype=dtype)
-    base = config.get("base_model_name_or_path")
+    base = config.base_model_name_or_path
     if not base:
         raise UserError(f"the adapter {model} does not name its base model")
     return load_adapter(cls.from_pretrained(base, dtype=dtype), model, settings)
@@ -407,7 +406,7 @@ def _processors(
     made: list[Any] = [*guides]
     if sampling.temperature is not None and sampling.temperature != 1:
         made.append(TemperatureLogitsWarper(float(sampling.temperature)))
-    if sampling.top_k:
+    if sampling.top_k is not None and sampling.top_k > 0:
         made.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p is not None and sampling.top_p < 1:
         made.append(TopPLogitsWarper(sampling.top_p))

@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from trl import ModelConfig, get_peft_config
 
+from alignment.adapters.base import read_settings
 from alignment.cli import UserError
 from alignment.compat import enable_checkpointing
 from alignment.core.packing import PackedBatch
@@ -253,7 +254,7 @@ def build_models(  # noqa: PLR0913 - everything a run's models depend on
     source = str(wanted.model_name_or_path)
     config = fresh or get_peft_config(wanted)
     if adapter is not None:
-        config = _adapter_config(adapter)
+        config = read_settings(adapter)
     with torch.device("meta"):
         policy = load_policy(
             empty_model(source, args),
@@ -274,15 +275,6 @@ def build_models(  # noqa: PLR0913 - everything a run's models depend on
         read = {name: _frozen(str(given), args) for name, given in names.items()}
     bits = 4 if wanted.load_in_4bit else 8 if wanted.load_in_8bit else 0
     return Models(policy.model, policy.base, frozen, read, bits)
-
-
-def _adapter_config(adapter: str) -> PeftConfig:
-    from peft import PeftConfig
-
-    try:
-        return PeftConfig.from_pretrained(adapter)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"`{adapter}` is no adapter: {str(error).splitlines()[0]}") from None
 
 
 def empty_model(source: str, args: GroupConfig) -> PreTrainedModel:

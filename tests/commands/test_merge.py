@@ -15,6 +15,7 @@ from alignment.adapters import adapter_config
 from alignment.cli import UserError
 from alignment.commands import merge
 from alignment.commands.merge import main, token_logps
+from alignment.llm.model import load_pretrained
 from tests.tiny import save_tiny
 from tests.trainers.runs import lora
 
@@ -144,6 +145,16 @@ def test_a_folder_without_an_adapter_and_a_full_output_are_refused(base: Path, t
         main(["--adapter", str(base), "--output", str(tmp_path / "new")])
     with pytest.raises(UserError, match="exists already: name another"):
         main(["--adapter", str(adapter(tmp_path, base)), "--output", str(tmp_path)])
+
+
+def test_an_adapter_of_an_unknown_type_is_refused(base: Path, tmp_path: Path):
+    file = adapter(tmp_path, base) / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "peft_type": "NEWEST"}))
+    told = "is an adapter of the type 'NEWEST', which neither peft nor this project knows"
+    assert told in refusal(tmp_path)
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=told):
+        load_pretrained(str(tmp_path), "AutoModelForCausalLM", "cpu")
 
 
 def test_an_adapter_of_another_base_is_refused(base: Path, tmp_path: Path):
