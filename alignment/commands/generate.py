@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections import Counter
@@ -44,6 +45,8 @@ from alignment.llm.rows import (
 if TYPE_CHECKING:
     from alignment.decoding.decoder import Answers, Views
 
+logger = logging.getLogger(__name__)
+
 Named = tuple[str, Row]
 
 
@@ -76,8 +79,11 @@ class Options(DecodingOptions, ShardOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.samples, self.chunk_size, self.max_tokens) < 1:
-            raise ValueError("`samples`, `chunk_size` and `max_tokens` must be at least 1")
+        for name in ("samples", "chunk_size", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` is {value}; it must be at least 1")
+        _ = self.sampling  # whose values are checked before anything is loaded
 
     @property
     def sampling(self) -> Sampling:
@@ -251,6 +257,12 @@ def _gather(output: Path, chunks: Sequence[Path]) -> tuple[MapReport, Figures]:
 
 def _finished(options: Options, rows: int) -> MapReport:
     """The report of a run that left nothing to do."""
+    if options.report is not None and not options.report.is_file():
+        logger.warning(
+            "%s is not written: the answers were finished before, and what they took is not known; "
+            "`--overwrite` asks anew",
+            options.report,
+        )
     report = MapReport()
     rejects = Path(f"{options.output}.rejects.jsonl")
     for _, rejected in read_rows(rejects) if rejects.is_file() else ():

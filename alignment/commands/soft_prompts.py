@@ -106,6 +106,7 @@ def make(options: Options) -> Tuned:
     """
     if (options.output / soft_prompts.RECORD).exists() and not options.overwrite:
         raise UserError(f"{options.output} holds soft prompts; pass `--overwrite` to replace them")
+    options.output.mkdir(parents=True, exist_ok=True)  # so that no tuning is in vain
     local = LocalModel(options.model, options.device)
     chat = options.format == "chat" or (options.format == "auto" and local.has_chat_template)
     groups = Groups(Renderer(local.tokenizer, options.max_length), chat=chat)
@@ -142,10 +143,10 @@ def main(argv: list[str]) -> None:
 
 
 def _tell_rejects(options: Options, rejects: list[dict[str, object]]) -> None:
+    path = options.output / "rejects.jsonl"
+    path.unlink(missing_ok=True)
     if not rejects:
         return
-    options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / "rejects.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rejects), encoding="utf-8")
     reasons = Counter(str(row["reason"]) for row in rejects).most_common()
     told = ", ".join(f"{reason} {count}" for reason, count in reasons)

@@ -39,7 +39,7 @@ class Examples:
     """What stands before a prompt.
 
     Attributes:
-        preamble: What kind of text it is; empty for none.
+        preamble: What kind of text it is, where no system prompt says it; empty for none.
         examples: All examples.
         shots: How many of them are shown, where a retriever chooses them.
         retriever: Chooses the examples for a prompt; None where they are constant.
@@ -50,15 +50,24 @@ class Examples:
     shots: int = 0
     retriever: Retriever | None = None
 
-    def before(self, prompt: Prompt) -> str:
-        """The text that a base model is to complete: examples, then the prompt, then its answer."""
-        shown = [_section(example.prompt, example.response) for example in self._chosen(prompt)]
-        return "\n\n".join([*filter(None, [self.preamble]), *shown, _section(prompt)])
+    def before(self, prompt: Prompt, system: str | None = None) -> str:
+        """The text that a base model is to complete: examples, then the prompt, then its answer.
 
-    def digest(self) -> str:
-        """Checksum of all that the choice is made from."""
+        Args:
+            prompt: What is asked.
+            system: Takes the place of the preamble; None leaves it.
+        """
+        preamble = self.preamble if system is None else system
+        shown = [_section(example.prompt, example.response) for example in self._chosen(prompt)]
+        return "\n\n".join([*filter(None, [preamble]), *shown, _section(prompt)])
+
+    def settings(self) -> dict[str, Any]:
+        """What the choice depends on beside the prompt, for records."""
         parts = [self.preamble, *((as_text(e.prompt), e.response) for e in self.examples)]
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+        found = {"examples": hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}
+        if self.retriever is None:
+            return found
+        return {**found, "shots": self.shots, "retriever": self.retriever.name}
 
     def _chosen(self, prompt: Prompt) -> Sequence[Example]:
         """Retrieved examples, the one most like the prompt last; never the prompt's own."""
@@ -70,11 +79,10 @@ class Examples:
         return others[: self.shots][::-1]
 
 
-def stylistic(preamble: str | None = None) -> Examples:
-    """The constant examples of this project, under another preamble where one is given."""
+def stylistic() -> Examples:
+    """The constant examples of this project."""
     found = load_yaml(STYLISTIC)
-    examples = [Example(**example) for example in found["examples"]]
-    return Examples(found["preamble"] if preamble is None else preamble, examples)
+    return Examples(found["preamble"], [Example(**example) for example in found["examples"]])
 
 
 def read_demonstrations(path: str | Path) -> list[Example]:

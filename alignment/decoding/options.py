@@ -71,6 +71,10 @@ class DecodingOptions(CallOptions):
             raise ValueError("`in_context: retrieved` and `demonstrations` need each other")
         if self.shots < 1:
             raise ValueError(f"`shots` is {self.shots}; it must be at least 1")
+        for name in ("shots", "retriever"):
+            is_set = getattr(self, name) != getattr(type(self), name)
+            if is_set and self.in_context != "retrieved":
+                raise ValueError(f"`{name}` is read with `in_context: retrieved` alone")
         if self.in_context is not None and self.soft_prompts is not None:
             raise ValueError("`in_context` and `soft_prompts` exclude each other")
         if self.soft_prompts is not None and self.amateur is not None:

@@ -69,18 +69,13 @@ class Prompting:
 
     def settings(self) -> dict[str, Any]:
         """What is set, for records."""
-        named = {
-            "system": self.system,
-            "second_system": self.second_system,
-            "second_column": self.second_column,
-            "examples": self.examples and self.examples.digest(),
-            "shots": self.examples and self.examples.shots,
-        }
-        return {name: value for name, value in named.items() if value}
+        named = {name: getattr(self, name) for name in ("system", "second_system", "second_column")}
+        examples = {} if self.examples is None else self.examples.settings()
+        return {name: value for name, value in named.items() if value is not None} | examples
 
     def _asked(self, prompt: Prompt, system: str | None) -> Asked:
         if self.examples is not None:
-            return Asked("complete", self.examples.before(prompt))
+            return Asked("complete", self.examples.before(prompt, system))
         return _under(system, prompt, self.chat)
 
 
@@ -119,7 +114,7 @@ def _examples(options: DecodingOptions) -> Examples | None:
     if options.in_context is None:
         return None
     if options.demonstrations is None:
-        return stylistic(options.system)
+        return stylistic()
     examples = read_demonstrations(options.demonstrations)
     texts = [as_text(example.prompt) for example in examples]
     retriever: Retriever
@@ -127,4 +122,4 @@ def _examples(options: DecodingOptions) -> Examples | None:
         retriever = BM25(texts)
     else:
         retriever = SentenceEncoder(options.retriever, texts, options.device)
-    return Examples(options.system or "", examples, options.shots, retriever)
+    return Examples("", examples, options.shots, retriever)

@@ -16,7 +16,13 @@ _WORD = re.compile(r"\w+")
 
 
 class Retriever(Protocol):
-    """Orders the texts that it was made with."""
+    """Orders the texts that it was made with.
+
+    Attributes:
+        name: As `--retriever` takes it.
+    """
+
+    name: str
 
     def ranked(self, text: str) -> list[int]:
         """The indices of all texts, the most alike first; equals in their own order."""
@@ -32,6 +38,8 @@ class BM25:
     Raises:
         UserError: bm25s is not installed.
     """
+
+    name = "bm25"
 
     def __init__(self, texts: Sequence[str]) -> None:
         words = [_words(text) for text in texts]
@@ -63,6 +71,7 @@ class SentenceEncoder:
     """
 
     def __init__(self, model: str, texts: Sequence[str], device: str | None = None) -> None:
+        self.name = model
         library = _imported("sentence_transformers")
         try:
             self._model = library.SentenceTransformer(model, device=device)

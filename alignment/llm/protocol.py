@@ -100,13 +100,16 @@ class Sampling:
     Attributes:
         temperature: 0 is greedy.
         top_p: Probability mass that is sampled from.
-        top_k: Number of tokens that are sampled from.
+        top_k: Number of tokens that are sampled from; 0 and -1 stand for all.
         max_tokens: Longest answer, tokens.
         seed: Mixed with the prompt and the sample index, so that one seed does not make the
             answers to different prompts alike.
         stop: Texts that end the answer and are not part of it.
         top_logprobs: How many log-probs to return for each position of the answer.
         extra: Further fields of the request, as the server names them.
+
+    Raises:
+        UserError: A value is out of range.
     """
 
     temperature: float | None = None
@@ -117,6 +120,14 @@ class Sampling:
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, least in (("temperature", 0), ("top_k", -1), ("max_tokens", 1)):
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise UserError(f"`{name}` is {value}; it must be at least {least}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"`top_p` is {self.top_p}; it must be above 0 and at most 1")
 
     def settings(self) -> dict[str, Any]:
         """What is set, by name: part of a call's key, and worth recording beside the answer."""

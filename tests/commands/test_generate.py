@@ -172,10 +172,22 @@ def test_a_server_answers_each_prompt_and_sample_once(
     assert "0 calls made, 22 from the ledger" in capsys.readouterr().out
 
 
-def test_a_chunk_of_nothing_is_refused(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--chunk-size", "0", "`chunk_size` is 0; it must be at least 1"),
+        ("--limit", "-1", "`limit` is -1; it must be at least 1"),
+        ("--max-tokens", "0", "`max_tokens` is 0; it must be at least 1"),
+        ("--temperature", "-0.1", "`temperature` is -0.1; it must be at least 0"),
+        ("--temperature", "nan", "`temperature` is nan; it must be at least 0"),
+        ("--top-p", "1.2", "`top_p` is 1.2; it must be above 0 and at most 1"),
+        ("--top-k", "-2", "`top_k` is -2; it must be at least -1"),
+    ],
+)
+def test_a_value_out_of_range_is_refused(flag: str, value: str, message: str, tmp_path: Path):
     prompts(tmp_path, 1)
-    with pytest.raises(UserError, match="`samples`, `chunk_size` and `max_tokens` must be at"):
-        options(tmp_path, "m", "--chunk-size", "0")
+    with pytest.raises(UserError, match=message):
+        options(tmp_path, "m", flag, value)
 
 
 def test_an_adapter_answers_as_far_as_it_is_told_to_go(tmp_path: Path, model_dir: Path):

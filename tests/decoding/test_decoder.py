@@ -127,6 +127,15 @@ def test_an_interrupted_contrast_goes_on_and_another_one_is_refused(
     assert Figures.read(work / "report.json").tokens == whole.tokens == 42
 
 
+def test_a_report_that_comes_too_late_is_told_of(
+    work: Path, model_dir: Path, caplog: pytest.LogCaptureFixture
+):
+    run(work, model_dir)
+    run(work, model_dir, resume=True, report=work / "report.json")
+    assert "report.json is not written: the answers were finished before" in caplog.text
+    assert not (work / "report.json").exists()
+
+
 def test_a_report_tells_speed_memory_and_the_kl_from_the_start(
     work: Path, model_dir: Path, amateur: Path
 ):

@@ -42,6 +42,32 @@ def test_a_system_prompt_takes_the_place_of_the_preamble():
     assert text.startswith("Answer in rhyme.\n\n## Question")
 
 
+def test_each_pass_of_a_contrast_reads_the_examples_under_its_own_system_prompt():
+    given = {"in_context": "stylistic", "contrast": "adversarial", "system": "Be kind."}
+    asked = prompting(options(**given, second_system="Be rude."), chat=True)
+    row = {"prompt": "What is rain?"}
+    first, second = asked.first(row).prompt, asked.second(row).prompt
+    assert str(first).startswith("Be kind.\n\n## Question")
+    assert str(second).startswith("Be rude.\n\n## Question")
+    assert str(first).removeprefix("Be kind.") == str(second).removeprefix("Be rude.")
+    principle = {**given, "contrast": "linear_alignment"}
+    asked = prompting(options(**principle), chat=True)
+    assert asked.second(row).prompt == stylistic().before("What is rain?")
+
+
+def test_answers_by_another_retriever_are_told_apart(tmp_path: Path):
+    examples = [Example(text, "answer") for text in TEXTS]
+    made = Examples("", examples, 2, BM25(TEXTS)).settings()
+    assert (made["retriever"], made["shots"]) == ("bm25", 2)
+    assert set(stylistic().settings()) == {"examples"}
+
+
+@pytest.mark.parametrize(("name", "value"), [("shots", 3), ("retriever", "encoder")])
+def test_options_of_a_retriever_without_one_are_refused(name: str, value: object):
+    with pytest.raises(UserError, match=f"`{name}` is read with `in_context: retrieved` alone"):
+        options(in_context="stylistic", **{name: value})
+
+
 def test_a_conversation_becomes_questions_and_answers():
     prompt = [
         {"role": "system", "content": "In French."},

@@ -147,5 +147,8 @@ def test_what_cannot_be_tuned_or_read_is_told(
         make(options(files, model_dir, output=files / "none"))
     (rejected,) = [row for _, row in read_rows(files / "none" / "rejects.jsonl")]
     assert (rejected["source"], rejected["reason"]) == ("pairs.jsonl:1", "no_pair")
+    (files / "a_file").touch()
+    with pytest.raises(FileExistsError):  # which a command tells in one line
+        make(options(files, files / "not looked for", output=files / "a_file"))
     with pytest.raises(UserError, match="`learning_rate` is -1"):
         options(files, model_dir, learning_rate=-1)
