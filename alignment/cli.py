@@ -68,8 +68,11 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     loaded = {} if loaded is None else loaded
-    if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
+    if not isinstance(loaded, dict):
         raise UserError(f"{path} must hold `key: value` lines, got a {type(loaded).__name__}")
+    for key in loaded:
+        if not isinstance(key, str):
+            raise UserError(f"{path}: the key `{key}` is no text; put quotes around it")
     return loaded
 
 

@@ -26,8 +26,8 @@ def _mixer(draft: Draft) -> None:
     mixer = draft.take("dataset_mixer")
     if not isinstance(mixer, dict) or not mixer:
         raise UserError("`dataset_mixer` must hold `name: share` lines")
-    splits = draft.take("dataset_splits", ["train", "test"])
-    configs = draft.take("dataset_configs") or [None] * len(mixer)
+    splits = _listed(draft.take("dataset_splits") or ["train", "test"])
+    configs = _listed(draft.take("dataset_configs") or [None] * len(mixer))
     if len(configs) != len(mixer):
         raise UserError(f"`dataset_configs` names {len(configs)} of {len(mixer)} data sets")
     trained = next((split for split in splits if "train" in split), "train")
@@ -50,7 +50,8 @@ def _mixture(draft: Draft) -> None:
     """`{datasets: [{id, config, split, columns, weight}], test_split_size, seed}`."""
     mixture = draft.take("dataset_mixture")
     sets = mixture.get("datasets") if isinstance(mixture, dict) else None
-    if not isinstance(sets, list) or not all(isinstance(s, dict) and "id" in s for s in sets):
+    sets = sets if isinstance(sets, list) else []
+    if not sets or not all(isinstance(each, dict) and "id" in each for each in sets):
         raise UserError("`dataset_mixture` must hold `datasets`, each with an `id`")
     sources = [
         _source(draft, s["id"], s.get("config"), s.get("split", "train"), s.get("weight"))
@@ -73,12 +74,18 @@ def _source(draft: Draft, name: str, config: Any, split: str, share: Any) -> dic
     return {key: value for key, value in source.items() if value is not None}
 
 
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def _slice(draft: Draft, name: str, split: str, share: Any) -> str:
     """The split, cut to a share of its rows in whole percent."""
     if share is None or share == 1:
         return split
-    percent = round(float(share) * 100)
-    if abs(percent - float(share) * 100) > 1e-9 or not 0 < percent < 100:
+    if isinstance(share, bool) or not isinstance(share, int | float):
+        raise UserError(f"the share of `{name}` is `{share}`; it must be a number")
+    percent = round(share * 100)
+    if abs(percent - share * 100) > 1e-9 or not 0 < percent < 100:
         draft.lost[f"`{name}` ({share})"] = "a slice takes whole percent from 1 to 99; it is whole"
         return split
     return f"{split}[:{percent}%]"

@@ -48,8 +48,19 @@ class Draft:
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UserError(f"`{key}` is `{value}`; it must be a number")
+            raise UserError(f"`{key}` is {value!r}; it must be a number")
         return value
+
+    def take_count(self, key: str, default: int) -> int:
+        """Removes a whole number from what is left.
+
+        Raises:
+            UserError: It is none.
+        """
+        value = self.take_number(key, default)
+        if value != int(value):
+            raise UserError(f"`{key}` is {value}; it must be a whole number")
+        return int(value)
 
     def put(self, key: str, value: Any, *comments: str) -> None:
         """Writes a key of the recipe."""

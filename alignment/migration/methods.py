@@ -32,7 +32,7 @@ def choose_trainer(keys: Mapping[str, Any]) -> str:
         A key of `METHODS`; `dpo` where nothing speaks for another.
     """
     losses = keys.get("loss_type")
-    loss = losses[0] if isinstance(losses, list) and losses else losses
+    loss = str(losses[0] if isinstance(losses, list) and losses else losses)
     if "gamma_beta_ratio" in keys or "sft_weight" in keys:
         return "simpo"
     if loss in _DISTILLATION:
@@ -203,7 +203,9 @@ def _single_loss(draft: Draft, default: str) -> str:
     losses = draft.take("loss_type", default)
     losses = losses if isinstance(losses, list) else [losses]
     weights = draft.take("loss_weights")
-    if len(losses) != 1:
+    if not losses:
+        raise UserError("`loss_type` is an empty list; name a loss, or leave it out")
+    if len(losses) > 1:
         raise UserError(
             f"`loss_type` adds up {', '.join(map(str, losses))}, and no objective here is that "
             "sum: name one by `--objective`, or write it (README, Write your own objective)"

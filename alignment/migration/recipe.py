@@ -91,7 +91,7 @@ def _put_batch(draft: Draft, processes: int | None) -> None:
     """The batch, counted over all processes where it is known how many there were."""
     if not set(_SHARED) & set(draft.left):
         return
-    each, passes = (int(draft.take_number(*pair)) for pair in zip(_SHARED, (8, 1), strict=True))
+    each, passes = (draft.take_count(*pair) for pair in zip(_SHARED, (8, 1), strict=True))
     if processes is None:
         told = f"{each} x {passes} x processes is the batch, as there. `--processes N` states it."
         draft.put("per_device_train_batch_size", each, told)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import yaml
 
 from alignment.cli import UserError, load_yaml
+from alignment.migration.shell import commands, refuse_variables
 
 _TRAINERS = ("distillm", "simpo", "orpo", "grpo", "rloo", "gkd", "dpo", "cpo", "kto", "sft")
 """Names that scripts carry (`run_simpo.py`, `trl dpo`), the longest first."""
@@ -54,23 +54,13 @@ def read_source(path: Path) -> Source:
     except (OSError, UnicodeDecodeError) as error:
         told = getattr(error, "strerror", None) or "it is no text"
         raise UserError(f"cannot read {path}: {told}") from None
-    commands = [words for words in _commands(text, path) if _trainer(words) is not None]
-    if len(commands) != 1:
+    found = [words for words in commands(text, path) if _trainer(words) is not None]
+    if len(found) != 1:
         raise UserError(
-            f"{path} holds {len(commands)} training commands; give one in a file of its own, or "
+            f"{path} holds {len(found)} training commands; give one in a file of its own, or "
             "the YAML that it names"
         )
-    return _from_command(commands[0], path)
-
-
-def _commands(text: str, path: Path) -> Iterator[list[str]]:
-    for line in re.sub(r"\\\r?\n", " ", text).splitlines():
-        try:
-            words = shlex.split(line, comments=True)
-        except ValueError as error:
-            raise UserError(f"{path} is no shell script: {error}") from None
-        if words:
-            yield words
+    return _from_command(found[0], path)
 
 
 def _trainer(words: Sequence[str]) -> str | None:
@@ -85,6 +75,7 @@ def _trainer(words: Sequence[str]) -> str | None:
 
 
 def _from_command(words: list[str], path: Path) -> Source:
+    refuse_variables(words, path)
     source = Source(str(path), trainer=_trainer(words))
     start = next(i for i, w in enumerate(words) if w.endswith(".py") or Path(w).name == "trl")
     launcher = _options(words[:start]) if _launches(words[:start]) else {}

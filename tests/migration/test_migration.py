@@ -149,7 +149,7 @@ def test_a_share_of_a_handbook_set_is_a_slice_of_its_split():
         ({"loss_type": "hinge", "gamma_beta_ratio": 0.5}, "`loss_type: hinge`"),
         ({"dataset_mixture": ["a/b"]}, "`dataset_mixture`"),
         ({"dataset_mixer": {"a/b": 1}, "dataset_configs": ["x", "y"]}, "2 of 1 data sets"),
-        ({"gamma_beta_ratio": "auto"}, "`gamma_beta_ratio` is `auto`"),
+        ({"gamma_beta_ratio": "auto"}, "`gamma_beta_ratio` is 'auto'"),
         ({"per_device_train_batch_size": "auto"}, "it must be a number"),
         ({}, "holds no key"),
     ],
@@ -205,6 +205,48 @@ def test_a_script_is_read_with_the_file_that_it_names(tmp_path: Path):
     script.write_text("echo nothing\n")
     with pytest.raises(UserError, match="holds 0 training commands"):
         read_source(script)
+
+
+def test_a_script_is_read_with_the_variables_that_it_sets(tmp_path: Path):
+    script = tmp_path / "run.sh"
+    start = "export MODEL=org/base\nN=2\nOPTS=''\nOPTS+=' --beta 0.2'\nOPTS+=' --max_length 64'\n"
+    command = (
+        "cd x && accelerate launch --num_processes ${N} run_dpo.py --model_name_or_path $MODEL "
+    )
+    script.write_text(
+        f'{start}{command} --output_dir "out/$MODEL-$N" ${{OPTS}} "$@" > log 2>&1 &\n'
+    )
+    found = read_source(script)
+    assert (found.trainer, found.processes) == ("dpo", 2)
+    assert found.keys == {
+        **{"model_name_or_path": "org/base", "output_dir": "out/org/base-2"},
+        **{"beta": 0.2, "max_length": 64},
+    }
+    for unknown in ("$DATA", "${DATA:-x}", "$(date)"):
+        script.write_text(f"{start}{command} --run_name a-{unknown}\n")
+        with pytest.raises(UserError, match=r"run\.sh: the value of `\$.*` is not in the script"):
+            read_source(script)
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"dataset_mixer": {"a": "all"}}, "the share of `a` is `all`; it must be a number"),
+        ({"dataset_mixer": {"a": 1, "b": 1}, "dataset_configs": "c"}, "names 1 of 2 data sets"),
+        ({"loss_type": []}, "`loss_type` is an empty list; name a loss"),
+        ({"dataset_mixture": {"datasets": []}}, "must hold `datasets`, each with an `id`"),
+        ({"per_device_train_batch_size": 8.5}, "is 8.5; it must be a whole number"),
+        ({"beta": "0.1"}, "`beta` is '0.1'; it must be a number"),
+    ],
+)
+def test_a_configuration_that_says_nothing_clear_is_one_line(keys: dict[str, Any], told: str):
+    with pytest.raises(UserError, match=told):
+        from_keys(keys)
+
+
+def test_one_split_of_a_handbook_set_may_stand_without_a_list():
+    keys = {"dataset_mixer": {"a": 0.5}, "dataset_splits": "train_prefs"}
+    assert from_keys(keys).recipe["dataset_train_split"] == "train_prefs[:50%]"
 
 
 def test_a_value_that_training_would_refuse_writes_nothing(tmp_path: Path):
