@@ -18,7 +18,7 @@ class Options:
     """Options of `alignment report`."""
 
     run: Path = field(
-        metadata={"help": "folder of a training, an evaluation or a quickstart, or its JSON"}
+        metadata={"help": "folder of a training, an evaluation, a loop or a quickstart, or a JSON"}
     )
     output: Path | None = field(
         default=None, metadata={"help": "file to write; report.html in the folder if unset"}

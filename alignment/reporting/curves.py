@@ -32,7 +32,8 @@ _SINGLE = {
 }
 _NO_CURVE = ("step", "epoch", "loss", "num_tokens", "total_flos", "train_loss", "verdicts")
 _SAID_ELSEWHERE = ("eval_", "train_", "logps/", "logratios_per_token/")
-"""Of evaluations, and what other curves show per response or per token."""
+"""Evaluations, totals, and what other curves show: sums over a response say what log-ratios say,
+log-ratios per token what log-probs per token do."""
 
 
 def curves(logs: Logs, alarms: Sequence[tuple[float, str]] = ()) -> list[Chart]:
@@ -57,9 +58,8 @@ def curves(logs: Logs, alarms: Sequence[tuple[float, str]] = ()) -> list[Chart]:
 
 
 def _is_curve(key: str, drawn: set[str]) -> bool:
-    known = key in drawn or key in _NO_CURVE or key.startswith(("eval_", "train_"))
-    # Sums over a response say what log-ratios say, and logratios_per_token what logps_per_token do.
-    return not known and not key.endswith(CLOCK) and not key.startswith(("logps/", "logratios_per"))
+    is_known = key in drawn or key in _NO_CURVE
+    return not is_known and not key.startswith(_SAID_ELSEWHERE) and not key.endswith(CLOCK)
 
 
 def _both(logs: Logs, name: str) -> list[Series]:

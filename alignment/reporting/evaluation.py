@@ -10,7 +10,9 @@ from alignment.pages.blocks import Note, Section
 from alignment.reporting.agreement import tell_agreement
 from alignment.reporting.figures import facts, load_json
 from alignment.reporting.judging import Report
+from alignment.reporting.loop import tell_loop
 from alignment.reporting.mt_bench import tell_mt_bench
+from alignment.reporting.translation import tell_translation
 from alignment.reporting.winrates import tell_alpaca_eval, tell_winrate
 from eval.bundle import MANIFEST
 
@@ -23,6 +25,8 @@ KINDS: tuple[tuple[frozenset[str], Tell], ...] = (
     (frozenset({"length_controlled_winrate", "discrete_win_rate"}), tell_alpaca_eval),
     (frozenset({"models", "intervals"}), tell_mt_bench),
     (frozenset({"judges", "labels", "subsets"}), tell_agreement),
+    (frozenset({"directions", "average"}), tell_translation),
+    (frozenset({"rounds", "best_round"}), tell_loop),
     (frozenset({"win_rate_ci", "n_prompts"}), tell_winrate),
     (frozenset({"pairs", "paired_tests"}), tell_winrate),
 )

@@ -56,12 +56,13 @@ def compared(row: Row, names: tuple[str, str]) -> Exchange:
     """A comparison of two answers.
 
     Args:
-        row: `prompt`, `answer`, `baseline`, `score`, `votes`.
+        row: `prompt`, `answer`, `baseline`, `score`, and `votes` where they are known.
         names: Of the two models.
     """
     sides = zip(names, (row["answer"], row["baseline"]), strict=True)
-    remarks = [_remark(vote, names) for vote in row.get("votes") or ()]
-    if not remarks:
+    votes = row.get("votes")
+    remarks = [_remark(vote, names) for vote in votes or ()]
+    if votes == []:
         remarks = [("judge", "was not asked: both answers are the same words")]
     return Exchange(
         title=" ".join(str(row["prompt"]).split())[:200],

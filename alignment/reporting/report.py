@@ -51,6 +51,16 @@ def gather(run: Path, examples: int, seed: int) -> Report:
     Raises:
         UserError: It is none of these, or a file of it is damaged.
     """
+    try:
+        return _gather(run, examples, seed)
+    except KeyError as error:
+        raise UserError(
+            f"a file of {run} lacks {error}, so it is not one that this release writes; run the "
+            "command anew that wrote it"
+        ) from None
+
+
+def _gather(run: Path, examples: int, seed: int) -> Report:
     name = run.resolve().name
     if (run / STAGES).is_file():
         return Report(name, "Run in stages", "", list(_stages(run, examples, seed)))

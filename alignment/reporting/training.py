@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from alignment.core.rows import read_rows
 from alignment.pages.blocks import Block, Charts, Code, Note, Section, Table, present
@@ -25,24 +26,31 @@ class Run:
         folder: Its folder.
         record: `run.json`; empty where the run has none.
         logs: `metrics.jsonl`, oldest first.
-        broken: Lines of it that a crash cut short.
+        broken: How many lines of it a crash has cut short.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         record = folder / RECORD
         self.record = load_json(record) if record.is_file() else {}
-        lines = []
-        if (folder / METRICS).is_file():
-            lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
-        whole = [line for line in lines if line.endswith("}")]
-        self.broken = len(lines) - len(whole)
-        self.logs: Logs = [json.loads(line) for line in whole]
+        metrics = folder / METRICS
+        lines = metrics.read_bytes().splitlines() if metrics.is_file() else []
+        self.logs: Logs = [entry for entry in map(_log, lines) if entry is not None]
+        self.broken = len(lines) - len(self.logs)
 
     @property
     def steps(self) -> int:
         """Steps that were logged."""
-        return max((int(entry.get("step", 0)) for entry in self.logs), default=0)
+        return max((int(entry["step"]) for entry in self.logs), default=0)
+
+
+def _log(line: bytes) -> dict[str, Any] | None:
+    """A line of the metrics; None for what a crash has left of one."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and "step" in entry else None
 
 
 def is_training(folder: Path) -> bool:
@@ -120,7 +128,8 @@ def _configuration(run: Run) -> Iterator[Block]:
 
 def _training(run: Run) -> Iterator[Block]:
     if run.broken:
-        yield Note(f"{run.broken} lines of {METRICS} were cut short by a crash.", is_warning=True)
+        told = f"Lines of {METRICS} that a crash has cut short: {run.broken}."
+        yield Note(told, is_warning=True)
     if not run.logs:
         yield Note(f"There is no {METRICS} with logs, so there are no curves.")
         return
@@ -141,7 +150,7 @@ def _training(run: Run) -> Iterator[Block]:
     for name in ("rejects.jsonl", "eval_rejects.jsonl", "offending_rows.jsonl"):
         if (run.folder / name).is_file():
             count = sum(1 for _ in read_rows(run.folder / name))
-            yield Note(f"{name} in the run's folder lists {count:,} rows with reasons.")
+            yield Note(f"Rows that {name} in the run's folder lists with reasons: {count:,}.")
 
 
 def _evaluations(logs: Logs) -> Table | None:

@@ -1,6 +1,7 @@
 """What a report says of each kind of run, and what it says of what is not there."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_a_training_run_is_told_from_settings_to_machine(tmp_path: Path):
     told = words(training.blocks)
     assert "Step 10: margin from the rejected side only: words" in told
     assert "loss | 0.8333 | 0.6667" in told
-    assert "rejects.jsonl in the run's folder lists 1 rows" in told
+    assert "Rows that rejects.jsonl in the run's folder lists with reasons: 1." in told
     assert "adapter: r 16, target_modules q_proj" in words(section(report, "Configuration").blocks)
     costs = words(section(report, "Time and machine").blocks)
     assert "tokens per second: 50" in costs
@@ -122,11 +123,22 @@ def test_what_a_training_run_lacks_is_said_in_a_line(tmp_path: Path):
 def test_a_line_that_a_crash_cut_and_values_that_are_no_number_are_told(tmp_path: Path):
     run = made.training(tmp_path)
     lines = ['{"step": 1, "loss": NaN}', '{"step": 2, "loss": 0.5}', '{"step": 3, "lo']
-    (run / "metrics.jsonl").write_text("\n".join(lines))
+    (run / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 3, "{"step": 4}', "[1]"]))
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(b'\n{"step": 5, "\xff')
     told = words(section(report_of(run), "Training").blocks)
-    assert "1 lines of metrics.jsonl were cut short" in told
+    assert "metrics.jsonl that a crash has cut short: 4." in told
     assert "no number: loss at step 1" in told
     assert "The log warned of nothing." in told
+
+
+def test_a_record_that_lacks_something_is_one_line(tmp_path: Path):
+    run = made.training(tmp_path)
+    (run / "run.json").write_text('{"version": "0.0.1"}')
+    with pytest.raises(
+        UserError, match=r"a file of .*run lacks 'objective', so it is not one that"
+    ):
+        gather(run, 4, 0)
 
 
 # ---- Win rates ----
@@ -287,8 +299,58 @@ def test_agreement_is_told_from_its_json(tmp_path: Path):
     assert "judge | 0.667 | 0.676 | 0.686" in words(report.sections[0].blocks)
 
 
-def test_translation_is_told_although_nothing_is_made_for_it(tmp_path: Path):
-    """A report of another kind shows its plain values rather than nothing."""
+def test_translations_are_told_by_direction_with_intervals_and_tests(tmp_path: Path):
+    pytest.importorskip("sacrebleu")
+    texts = [f"the house is small and the garden green, number {n}" for n in range(12)]
+    sides = {"to": "reference", "good": "response", "bad": "response"}
+    for name, column in sides.items():
+        rows = [
+            {
+                "prompt": f"p{n}",
+                column: text.replace("small", "big") if name == "bad" else text,
+                "direction": ("en-de", "de-en")[n % 2],
+            }
+            for n, text in enumerate(texts)
+        ]
+        made.write_lines(tmp_path / f"{name}.jsonl", rows)
+    given = ["--references", "to.jsonl", "--baseline", "bad.jsonl", "--answers", "good.jsonl"]
+    paths = [str(tmp_path / word) if word.endswith("jsonl") else word for word in given]
+    file = tmp_path / "translation.json"
+    dispatch(["eval", "translation", *paths, "--resamples", "50", "--json", str(file)])
+    report = report_of(file)
+    names = ["Means over directions", "en-de", "de-en"]
+    assert [each.name for each in report.sections] == names
+    told = words(section(report, "en-de").blocks)
+    assert "6 segments." in told
+    assert re.search(r"good\.jsonl 100\.00 \(100\.00 to 100\.00\) p = 0\.0", told)
+    assert re.search(r"bad\.jsonl \d\d\.\d\d \(.*\) \n", told)
+    assert "Signature: `nrefs:1|bs:50" in told
+    assert re.search(r"good\.jsonl \| 100\.00 \| 100\.00", words(report.sections[0].blocks))
+
+
+def test_a_loop_is_told_by_round_with_gains_costs_and_warnings(tmp_path: Path):
+    cost = {"calls": 20, "prompt_tokens": 900, "completion_tokens": 100, "dollars": 0.5}
+    rounds = [
+        {
+            **{"round": number, "score": score, "score_ci": [score - 0.1, score + 0.1]},
+            **{"gain": 0.1, "gain_ci": [0.0, 0.2], "examples": 8, "dropped": {"identical": 2}},
+            **{"warnings": ["answers grow"] if number == 2 else [], "adapter": "a"},
+            **{"cost": {**cost, "seconds": 65.0}, "data": "d.jsonl", "judged": f"j{number}"},
+        }
+        for number, score in ((1, 0.6), (2, 0.55))
+    ]
+    results = {"method": "clair", "rounds": rounds, "best_round": 1, "stopped": "no gain"}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    (rounds_told,) = report_of(tmp_path).sections
+    assert rounds_told.headline == [("round 1", "best"), ("2", "rounds")]
+    told = words(rounds_told.blocks)
+    assert "round 1 0.600 (0.500 to 0.700)" in told
+    assert "round 1 | 8 | 2 | 20 | 1,000 | 0.50 | 1 min 5 s" in told
+    assert "round 2: answers grow" in told
+    assert "Stopped early: no gain." in told
+
+
+def test_results_of_another_kind_show_their_plain_values(tmp_path: Path):
     (tmp_path / "results.json").write_text('{"bleu": 31.25, "n": 3, "deep": {"x": 1}}')
     assert "bleu: 31.25" in words(report_of(tmp_path).sections[0].blocks)
 

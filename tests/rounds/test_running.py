@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 
 from alignment.cli import UserError, parse
+from alignment.reporting.report import gather
 from alignment.rounds.loop import Loop
 from alignment.rounds.options import Asked, Options, check_keys
 from alignment.rounds.report import draw, lines
@@ -120,6 +121,8 @@ def test_a_round_that_does_not_help_is_the_last_and_the_best_is_kept(
     assert results["best_round"] == 1
     assert (tmp_path / "run/adapter").is_dir()
     assert json.loads((tmp_path / "run/results.json").read_text()) == results
+    rounds = gather(tmp_path / "run", 4, 0).sections[0]
+    assert rounds.headline == [("round 1", "best"), ("2", "rounds")]
     told = list(lines(results))
     assert told[-1] == "best: round 1"
     assert "stopped early: 1 round without gain" in told
