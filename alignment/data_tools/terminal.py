@@ -41,13 +41,13 @@ def show(inspection: Inspection, console: Console, longest: int) -> None:
 def _figures(made: Inspection) -> Iterable[RenderableType]:
     statistics = made.statistics
     read = statistics.rows + made.unread.count
-    yield _text(f"{made.file}: {read} rows, {made.bytes:,} bytes", "bold")
+    yield _text(f"{made.file}: {read:,} rows, {made.bytes:,} bytes", "bold")
     if made.report is not None:
         yield _text(built(made.report))
     yield _table("columns", [(name, counts(kinds)) for name, kinds in made.columns.items()])
     labels = {f"of these {name}": count for name, count in statistics.labels.items()}
     formats = {**statistics.formats, **labels}
-    yield _table("rows", [(name, str(count)) for name, count in formats.items()])
+    yield _table("rows", [(name, f"{count:,}") for name, count in formats.items()])
     if made.unread.count:
         yield _losses("rows that training would reject", made.unread)
     if statistics.lengths:
@@ -59,15 +59,15 @@ def _figures(made: Inspection) -> Iterable[RenderableType]:
 
 def _losses(title: str, losses: Losses) -> Table:
     shown = [*losses.reasons.items()][:WORST_SHOWN]
-    rows = [(reason, str(count), losses.first[reason]) for reason, count in shown]
+    rows = [(reason, f"{count:,}", losses.first[reason]) for reason, count in shown]
     if len(losses.reasons) > WORST_SHOWN:
         rows.append(("...", f"{len(losses.reasons) - WORST_SHOWN} more reasons", ""))
-    return _table(f"{title}: {losses.count}", rows)
+    return _table(f"{title}: {losses.count:,}", rows)
 
 
 def _lengths(title: str, lengths: Mapping[str, Mapping[str, float]]) -> Table:
     names = list(next(iter(lengths.values())))
-    rows = [(what, *(f"{of[name]:.0f}" for name in names)) for what, of in lengths.items()]
+    rows = [(what, *(f"{of[name]:,.0f}" for name in names)) for what, of in lengths.items()]
     return _table(title, rows, head=("", *names))
 
 
@@ -146,7 +146,7 @@ def _cut(text: str, longest: int) -> str:
 
 
 def _more(hidden: int) -> str:
-    return f" ... {hidden} more characters"
+    return f" ... {hidden:,} more characters"
 
 
 def _text(text: str, style: str = "") -> Text:

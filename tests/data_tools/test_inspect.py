@@ -245,7 +245,7 @@ def test_a_narrow_terminal_puts_one_side_under_the_other(tmp_path: Path):
 
 def test_long_texts_are_cut_with_their_rest_told(tmp_path: Path):
     path = write(tmp_path / "rows.jsonl", [{**PAIR, "chosen": "word " * 1000}])
-    assert "... 4900 more characters" in shown(path, longest=100)
+    assert "... 4,900 more characters" in shown(path, longest=100)
     assert "more characters" not in shown(path, longest=0)
 
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 ROWS: list[dict[str, Any]] = [
     {"prompt": "Name a cat.", "chosen": "A black cat.", "rejected": "A black dog."},
     {"prompt": "Jump?", "chosen": "Yes, jump. " * 20, "rejected": "No."},
-    {"prompt": "Sort", "responses": ["a b", "b a", "c"], "rewards": [1.0, 0.5, 0.0]},
+    {"prompt": "Sort", "responses": ["a b", "b a", "c"], "rewards": [1.0, 0.1 + 0.2, 0.0]},
     {"instruction": "Poem", "output": "An old pond", "judgment": "Not your own."},
     {"prompt": HOSTILE, "chosen": HOSTILE + " more", "rejected": HOSTILE},
     {"prompt": "p", "responses": [HOSTILE, "b"], "rewards": [1, 0], "models": [HOSTILE, "m"]},
@@ -129,7 +129,7 @@ def test_a_group_shows_its_rewards_and_a_judged_row_what_was_said(opened: Opened
     page = opened.page
     page.fill("#words", "sort")
     notes = page.locator("main .sides h3").all_inner_texts()
-    assert notes == [f"response reward {r} · {n} characters" for r, n in ((1, 3), (0.5, 3), (0, 1))]
+    assert notes == [f"response reward {r} · {n} characters" for r, n in ((1, 3), (0.3, 3), (0, 1))]
     page.fill("#words", "old pond")
     assert page.inner_text(".remark h3") == "judgment"
     assert page.inner_text(".remark .text") == "Not your own."

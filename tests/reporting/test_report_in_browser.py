@@ -76,6 +76,20 @@ def test_charts_have_names_and_tell_their_values_under_the_pointer(browser: Any,
     opened.close()
 
 
+def test_lines_of_a_chart_differ_in_colour_and_dash(browser: Any, path: Path):
+    opened = Opened(browser, path, 1440)
+    looks = opened.page.evaluate(
+        "[...new Set([...document.querySelectorAll('.line')].map((each) => each.classList[1]))]"
+        ".map((tone) => getComputedStyle(document.querySelector(`.line.${tone}`)))"
+        ".map((style) => [style.stroke, style.strokeDasharray])"
+    )
+    colours, dashes = zip(*looks, strict=True)
+    assert len(looks) == 4
+    assert len(set(dashes)) == 3  # training and chosen are solid, and never in one chart
+    assert len(set(colours)) == 3  # evaluation and chosen alike
+    opened.close()
+
+
 def test_landmarks_and_headings_are_in_order(browser: Any, path: Path):
     opened = Opened(browser, path, 390)
     page = opened.page

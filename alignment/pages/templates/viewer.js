@@ -25,9 +25,15 @@
   for (const row of rows) counts.set(row.state, (counts.get(row.state) ?? 0) + 1);
   for (const [state, count] of counts) reason.append(new Option(`${state} (${count})`, state));
 
+  // What a row is known by: its prompt, or what else it holds.
+  const label = (row) => {
+    const text = row.prompt || row.sides.map(textOf).join(" ");
+    return text.slice(0, 600).replace(/\s+/g, " ").slice(0, 300).trim() || "(empty)";
+  };
+
   const entry = (place) => {
     const row = rows[shown[place]];
-    const made = make("div", "", make("span", "", row.prompt.slice(0, 300) || "(no prompt)"));
+    const made = make("div", "", make("span", "", label(row)));
     const about = `${row.name} · ${row.state} · ${row.length} characters`;
     made.append(make("span", row.lost ? "at lost" : "at", about));
     made.id = `option-${place}`;
@@ -70,7 +76,7 @@
     const row = rows[shown[current]];
     const sides = make("div", "sides");
     for (const side of row.sides) {
-      const reward = side.reward === null ? [] : [`reward ${side.reward}`];
+      const reward = side.reward === null ? [] : [`reward ${Number(side.reward.toPrecision(6))}`];
       const notes = [...reward, `${textOf(side).length} characters`, ...(side.model ? [side.model] : [])];
       sides.append(said(side.label, side.label, notes.join(" · "), ...marked(side.parts)));
     }
