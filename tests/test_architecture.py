@@ -276,9 +276,8 @@ KNOWN_BY = {
 # Loading the engine, a builder, a tool or an evaluator costs nothing that a model would need.
 LIGHT = (
     *("alignment", "alignment.__main__", "alignment.core.groups", "alignment.core.rows", *FLOOR),
-    *(*CONNECT, *ENGINE, "data_builders*", "eval*", "alignment.data_tools*"),
+    *(*LAUNCH, *CONNECT, *ENGINE, "data_builders*", "eval*", "alignment.data_tools*"),
     *("alignment.pages*", "alignment.reporting*", "alignment.commands.report"),
-    *(*LAUNCH, *CONNECT, *ENGINE, "data_builders*", "eval*"),
 )
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "openai", "ray")
 
