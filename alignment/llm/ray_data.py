@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ def cluster() -> Iterator[int]:
         UserError: Ray is missing, or there is no such cluster.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    _refuse_silence(os.environ.get("RAY_ADDRESS", ""))
     try:
         import ray
         import ray.data
@@ -51,6 +53,20 @@ def cluster() -> Iterator[int]:
         yield max(1, int(ray.cluster_resources().get("CPU", 1)))
     finally:
         ray.shutdown()
+
+
+def _refuse_silence(address: str) -> None:
+    """Refuses an address at which nobody listens, to which Ray would try to connect for minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10.0).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray cluster at {address} ({error.strerror or error}): start one there, or name "
+            "another in `RAY_ADDRESS`"
+        ) from None
 
 
 def scatter(options: ShardOptions, ledger: Ledger) -> None:

@@ -242,8 +242,20 @@ def broken(request: Request) -> str:
 
 
 def test_without_ray_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'contrastive-alignment\[ray\]'"):
+        made(tmp_path, "--engine", "ray")
+
+
+def test_an_address_at_which_nobody_listens_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError, match=f"no Ray cluster at {address} .*refused.*`RAY_ADDRESS`"):
         made(tmp_path, "--engine", "ray")
 
 
