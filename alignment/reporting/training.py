@@ -98,13 +98,17 @@ def _configuration(run: Run) -> Iterator[Block]:
         return
     objective, model, how = record["objective"], record["model"], record["run"]
     adapter = model["adapter"]
+    besides = "" if adapter is None else ", those of the adapter included"
     yield facts(
         "",
         [
             ("objective", objective["method"]),
             ("paper", objective["paper"]),
             ("starts from", model["start"]),
-            ("architecture", f"{model['architecture']}, {model['parameters']:,} parameters"),
+            (
+                "architecture",
+                f"{model['architecture']}, {model['parameters']:,} parameters{besides}",
+            ),
             ("trained", "all weights" if adapter is None else f"adapter: {shown(adapter)}"),
             ("groups in a step", how["batch_size"]),
             ("layout of a batch", record["layout"]),
