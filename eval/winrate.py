@@ -28,6 +28,9 @@ from eval.judge_files import JudgeOptions, open_judge
 from eval.stats import ENOUGH_JUDGED, refuse_unjudged
 from eval.tournament import report
 
+FOLLOWS_ORDER = 0.5
+"""Share of comparisons with the same verdict in both orders below which the report warns."""
+
 
 @dataclass(kw_only=True)
 class Options(AnswerOptions, JudgeOptions, ShardOptions):
@@ -262,8 +265,13 @@ def _words_of(pair: Mapping[str, Any], *, several: bool) -> Iterator[str]:
             f"at matched lengths {matched['win_rate']:.3f}, 95% interval [{low:.3f}, {high:.3f}] "
             f"over {matched['n_prompts']} prompts"
         )
-    if pair["position_consistency"] is not None:
-        yield f"both orders agree in {pair['position_consistency']:.0%} of comparisons"
+    agreement = pair["position_consistency"]
+    if agreement is not None:
+        yield f"both orders agree in {agreement:.0%} of comparisons" + (
+            ": this judge goes by the order of the answers, and its win rate says little"
+            if agreement < FOLLOWS_ORDER
+            else ""
+        )
 
 
 def _judge(options: Options, ledger: Ledger) -> PairJudge:

@@ -66,6 +66,19 @@ def test_known_verdicts_give_the_known_report(tmp_path: Path, capsys: pytest.Cap
     assert "win rate 0.500, 95% interval [" in capsys.readouterr().out
 
 
+def first(request: Request) -> str:
+    """Prefers whatever it is shown first."""
+    return "Verdict: A"
+
+
+@pytest.mark.parametrize(("program", "warned"), [("judge", False), ("first", True)])
+def test_a_judge_that_goes_by_the_order_is_told(
+    program: str, warned: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run(tmp_path, ANSWERS, BASELINE, judge_model=f"program:{__name__}.{program}")
+    assert ("goes by the order of the answers" in capsys.readouterr().out) == warned
+
+
 def test_the_report_is_json_alone_where_that_is_wanted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
