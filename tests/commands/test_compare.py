@@ -129,7 +129,8 @@ def test_an_interrupted_run_ends_with_its_processes_and_says_how_to_go_on(tmp_pa
         command, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as running:
         give_up = time.monotonic() + 300
-        while not (tmp_path / "seed-0.log").exists() and time.monotonic() < give_up:
+        logs = [tmp_path / f"seed-{seed}.log" for seed in (0, 1)]  # of all that were started
+        while not all(log.exists() for log in logs) and time.monotonic() < give_up:
             time.sleep(0.1)
         os.killpg(running.pid, signal.SIGINT)  # as a terminal does
         _, told = running.communicate(timeout=60)
