@@ -163,6 +163,22 @@ def split(options: type[Any], argv: Sequence[str]) -> tuple[list[str], list[str]
     return own, other
 
 
+def check_counts(options: Any, *names: str) -> None:
+    """Refuses counts below 1; those that are None are not set.
+
+    Args:
+        options: What has them as attributes.
+        names: Of the attributes.
+
+    Raises:
+        ValueError: One is below 1.
+    """
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` is {value}; it must be at least 1")
+
+
 def words_of(options: Any, omitted: Collection[str] = ()) -> list[str]:
     """The command line that `parse` reads as these options: all that differ from their defaults.
 

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from alignment.cli import parse, run
+from alignment.cli import check_counts, parse, run
 from alignment.llm.engine import LLM
 from alignment.llm.rows import PROMPT_COLUMNS, Reject, Row, prompt_of
 from data_builders.base import BuildOptions, build_dataset
@@ -41,8 +41,7 @@ class Options(DrawOptions, BuildOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples < 1:
-            raise ValueError(f"`samples` is {self.samples}; it must be at least 1")
+        check_counts(self, "samples")
 
 
 def builder(options: Options) -> Callable[[Row, LLM], Awaitable[Row]]:

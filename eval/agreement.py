@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from alignment.cli import UserError, parse, run, tell, unknown
+from alignment.cli import UserError, check_counts, parse, run, tell, unknown
 from alignment.core.rows import read_rows
 from eval.coefficients import cohen_kappa, gwet_ac1, krippendorff_alpha, rogan_gladen
 from eval.labelled_pairs import FIRST, SECOND, TIE, LabelledPair, Verdicts, read_pairs
@@ -48,8 +48,7 @@ class Options:
     )
 
     def __post_init__(self) -> None:
-        if self.resamples < 1:
-            raise ValueError(f"`resamples` is {self.resamples}; it must be at least 1")
+        check_counts(self, "resamples")
 
 
 def among_annotators(pairs: Sequence[LabelledPair]) -> dict[str, Any]:

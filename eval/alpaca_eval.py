@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from alignment.cli import parse, run, say
+from alignment.cli import check_counts, parse, run, say
 from alignment.core.rows import read_rows
 from alignment.llm.protocol import Sampling
 from alignment.llm.rows import Row
@@ -116,8 +116,7 @@ class Options(JudgeOptions):
             raise ValueError(f"`c` is {self.c}; it must be above 0")
         if self.weights is not None and len(self.weights) != 3:
             raise ValueError("`weights` takes three numbers: of length, difficulty and model")
-        if self.resamples < 1:
-            raise ValueError(f"`resamples` is {self.resamples}; it must be at least 1")
+        check_counts(self, "resamples")
 
 
 def from_annotations(options: Options) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from alignment.cli import UserError, parse, run, tell
+from alignment.cli import UserError, check_counts, parse, run, tell
 from alignment.core.rows import read_rows
 from alignment.llm.prompts import as_text, shorten
 from alignment.llm.rows import Reject, Row, prompt_of, response_of
@@ -52,9 +52,7 @@ class Options(AnswerOptions):
             raise ValueError("give `--answers` (files of translations) or `--model` to be asked")
         if self.output is None and (self.model or self.baseline_model):
             raise ValueError("`--output` is needed: the folder for what the model translates")
-        for name in ("resamples", "seed", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1")
+        check_counts(self, "resamples", "seed", "batch_size")
 
 
 Scorer: TypeAlias = "Callable[[list[dict[str, str]]], Sequence[float]]"

@@ -23,7 +23,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignment.cli import UserError, parse, run, say
+from alignment.cli import UserError, check_counts, parse, run, say
 from alignment.comparison.methods import Method, chosen
 from alignment.comparison.page import table, write
 from alignment.comparison.results import commit, gather
@@ -67,10 +67,7 @@ class Options:
     steps: int = field(default=160, metadata={"help": "steps of every method"})
 
     def __post_init__(self) -> None:
-        for name in (*Size._fields, "jobs"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` is {value}; it must be at least 1")
+        check_counts(self, *Size._fields, "jobs")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"`seeds` is {list(self.seeds)}; it must name seeds from 0, each once")
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
-from alignment.cli import UserError, parse, run
+from alignment.cli import UserError, check_counts, parse, run
 from alignment.core.rows import read_rows
 from alignment.decoding.figures import Figures, peak_memory
 from alignment.decoding.in_context import STOP
@@ -79,10 +79,7 @@ class Options(DecodingOptions, ShardOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("samples", "chunk_size", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` is {value}; it must be at least 1")
+        check_counts(self, "samples", "chunk_size", "limit")
         _ = self.sampling  # whose values are checked before anything is loaded
 
     @property

@@ -20,7 +20,7 @@ import torch
 import transformers
 
 from alignment import __version__
-from alignment.cli import UserError, parse, quieten, run, say
+from alignment.cli import UserError, check_counts, parse, quieten, run, say
 from alignment.llm.fingerprint import fingerprint
 from alignment.llm.protocol import going_on_by_itself
 from alignment.objectives import load_objective
@@ -93,10 +93,7 @@ class Options:
         if self.model is not None and not (self.judge_url or self.judge_model):
             raise ValueError("`--model` needs a judge: `--judge-url`, `--judge-model` or both")
         sizes = ("train_prompts", "held_out_prompts", "sft_steps", "steps", "batch_size")
-        for name in (*sizes, "max_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` is {value}; it must be at least 1")
+        check_counts(self, *sizes, "max_tokens")
 
 
 class Cast(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from alignment.cli import parse, run, say
+from alignment.cli import check_counts, parse, run, say
 from alignment.pages.document import write_page
 from alignment.reporting.report import gather
 
@@ -29,8 +29,7 @@ class Options:
     seed: int = field(default=0, metadata={"help": "of their draw"})
 
     def __post_init__(self) -> None:
-        if self.examples < 1:
-            raise ValueError(f"`examples` is {self.examples}; it must be at least 1")
+        check_counts(self, "examples")
 
 
 def main(argv: list[str]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
-from alignment.cli import UserError, parse, say
+from alignment.cli import UserError, check_counts, parse, say
 from alignment.core.groups import RowError, as_chat, group_from_row
 from alignment.core.rendering import Renderer
 from alignment.core.rows import read_rows
@@ -58,9 +58,7 @@ class Options:
     overwrite: bool = field(default=False, metadata={"help": "replace a pair that is there"})
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "steps", "batch_size", "max_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1")
+        check_counts(self, "tokens", "steps", "batch_size", "max_length")
         if not self.learning_rate > 0:
             raise ValueError(f"`learning_rate` is {self.learning_rate}; it must be above 0")
 

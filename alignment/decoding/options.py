@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from alignment.cli import check_counts
 from alignment.llm.options import CallOptions
 
 _OF_CONTRASTS = (
@@ -69,8 +70,7 @@ class DecodingOptions(CallOptions):
                 raise ValueError(f"`{name}` is read with `contrast` alone; name a contrast too")
         if (self.in_context == "retrieved") != (self.demonstrations is not None):
             raise ValueError("`in_context: retrieved` and `demonstrations` need each other")
-        if self.shots < 1:
-            raise ValueError(f"`shots` is {self.shots}; it must be at least 1")
+        check_counts(self, "shots")
         for name in ("shots", "retriever"):
             is_set = getattr(self, name) != getattr(type(self), name)
             if is_set and self.in_context != "retrieved":

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from alignment.cli import check_counts
 from alignment.llm.shards import Shard
 
 
@@ -64,9 +65,7 @@ class CallOptions:
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:
             raise ValueError("`--resume` and `--overwrite` exclude each other")
-        for name in ("concurrency", "attempts", "batch_size", "batch_requests"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1")
+        check_counts(self, "concurrency", "attempts", "batch_size", "batch_requests")
         if self.price is not None and len(self.price) != 2:
             raise ValueError("`price` takes two numbers: for prompt and for completion tokens")
         if self.max_cost is not None and self.price is None:
@@ -97,10 +96,7 @@ class ShardOptions(CallOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("shards", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` is {value}; it must be at least 1")
+        check_counts(self, "shards", "workers")
         if self.part is not None and self.engine == "ray":
             raise ValueError("`engine: ray` runs all shards; leave out `shard` or `engine`")
         if self.mode == "batch" and (self.part is not None or self.engine == "ray"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignment import launch
-from alignment.cli import UserError, unknown
+from alignment.cli import UserError, check_counts, unknown
 from alignment.llm.connect import load_dotted
 from alignment.stages import module_of
 
@@ -124,10 +124,7 @@ class Options:
 
     def __post_init__(self) -> None:
         counts = ("prompts_per_round", "examples_per_round", "rounds", "patience", "threads")
-        for name in counts:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` is {value}; it must be at least 1")
+        check_counts(self, *counts)
         if self.serve is not None and not {"{model}", "{port}"} <= {*_split(self.serve)}:
             raise ValueError("`serve` must have `{model}` and `{port}` among its words")
         for name, fixed in FIXED.items():
