@@ -187,11 +187,26 @@ def words_of(options: Any, omitted: Collection[str] = ()) -> list[str]:
         omitted: Fields that are left out.
     """
     words = []
-    for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
-        if field.name not in omitted and value != _default(field):
-            words += [_flag(field.name), *_words(value)]
+    for name, value in changed(options, omitted).items():
+        words += [_flag(name), *_words(value)]
     return words
+
+
+def changed(options: Any, omitted: Collection[str] = ()) -> dict[str, Any]:
+    """The options that differ from their defaults, in order.
+
+    Args:
+        options: A dataclass.
+        omitted: Fields that are left out.
+    """
+    found = {}
+    for field in dataclasses.fields(options):
+        made = field.default_factory
+        default = field.default if made is dataclasses.MISSING else made()
+        value = getattr(options, field.name)
+        if field.name not in omitted and value != default:
+            found[field.name] = value
+    return found
 
 
 def module_of(options: Any) -> str:
@@ -268,11 +283,6 @@ def tell(document: Mapping[str, Any], to: str | None, lines: Iterable[str]) -> N
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    made = field.default_factory
-    return field.default if made is dataclasses.MISSING else made()
 
 
 def _words(value: Any) -> list[str]:

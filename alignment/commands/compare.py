@@ -18,12 +18,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignment.cli import UserError, check_counts, parse, run, say
+from alignment.cli import UserError, changed, check_counts, parse, run, say
 from alignment.comparison.methods import Method, chosen
 from alignment.comparison.page import table, write
 from alignment.comparison.results import commit, gather
@@ -146,13 +146,9 @@ def compare(options: Options) -> None:
 
 def _facts(options: Options) -> dict[str, Any]:
     """How the results were made; the command names what is not as by default, and methods."""
-    changed = {
-        known.name.replace("_", "-"): getattr(options, known.name)
-        for known in fields(options)
-        if known.name not in ("methods", "output", "page", "jobs")
-        and getattr(options, known.name) != known.default
-    }
-    words = words_of({"methods": options.methods, **changed})
+    others = changed(options, ("methods", "output", "page", "jobs"))
+    named = {name.replace("_", "-"): value for name, value in others.items()}
+    words = words_of({"methods": options.methods, **named})
     return {
         "command": shlex.join(map(str, ("alignment", "compare", *words))),
         "commit": commit(),

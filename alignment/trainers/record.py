@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from trl.trainer.utils import get_config_model_id
 
 from alignment import __version__
+from alignment.cli import changed
 from alignment.objectives import describe
 from alignment.trainers.checkpoints import Origin
 from alignment.trainers.config import GroupConfig
@@ -126,13 +127,8 @@ def record(trainer: GroupTrainer) -> dict[str, Any]:
 
 def settings(args: GroupConfig) -> dict[str, Any]:
     """The settings that differ from their defaults, without tokens of the Hub."""
-    found = {}
-    for field in dataclasses.fields(args):
-        value = getattr(args, field.name, None)
-        made = field.default_factory
-        default = field.default if made is dataclasses.MISSING else made()
-        if field.name not in _UNTOLD and isinstance(value, _PLAIN) and value != default:
-            found[field.name] = value
+    others = changed(args, _UNTOLD).items()
+    found = {name: value for name, value in others if isinstance(value, _PLAIN)}
     return dict(json.loads(json.dumps(found, default=str)))
 
 
