@@ -81,6 +81,15 @@ def assert_same(folder: Path, name: str) -> None:
     assert not (folder / name / "out.jsonl.shards").exists()
 
 
+def assert_survives_a_kill(folder: Path, call: int, asked: int, *words: object) -> None:
+    """A run whose worker dies at a call makes the same files; only calls in flight are repeated."""
+    (folder / "dies_at").write_text(str(call))
+    ended(start(folder, "killed", *words))
+    assert not (folder / "dies_at").exists()
+    assert asked <= len(calls(folder)) <= asked + IN_FLIGHT
+    assert_same(folder, "killed")
+
+
 @pytest.mark.slow
 def test_a_cluster_makes_what_one_process_makes_also_where_a_worker_is_killed(nodes: Nodes):
     folder = nodes.folder
@@ -88,12 +97,8 @@ def test_a_cluster_makes_what_one_process_makes_also_where_a_worker_is_killed(no
     ended(start(folder, "one"))
     asked = len(calls(folder))
     assert asked == 160
-    (folder / "dies_at").write_text("10")
-    ended(start(folder, "killed", "--engine", "ray", "--shards", 8))
-    assert not (folder / "dies_at").exists()
-    assert asked <= len(calls(folder)) <= asked + IN_FLIGHT
+    assert_survives_a_kill(folder, 10, asked, "--engine", "ray", "--shards", 8)
     assert len({*calls(folder)}) >= 3, "two workers, and one in the place of the dead"
-    assert_same(folder, "killed")
 
 
 @pytest.mark.long
@@ -106,11 +111,7 @@ def test_ten_thousand_rows_survive_a_killed_worker_and_a_killed_node(nodes: Node
     ended(start(folder, "whole", *shards))
     assert len(calls(folder)) == asked
     assert_same(folder, "whole")
-    (folder / "dies_at").write_text("200")
-    ended(start(folder, "killed", *shards))
-    assert not (folder / "dies_at").exists()
-    assert asked <= len(calls(folder)) <= asked + IN_FLIGHT
-    assert_same(folder, "killed")
+    assert_survives_a_kill(folder, 200, asked, *shards)
     job = start(folder, "lost", *shards)
     while not (folder / "calls").exists() or len(calls(folder)) < asked // 4:
         assert job.poll() is None, job.communicate()
