@@ -64,24 +64,19 @@ class _Cascade(torch.autograd.Function):
         spans: Sequence[Span],
         scaling: float | None,
     ) -> Tensor:
-        result = query.new_empty(query.transpose(1, 2).shape)
-        output, normalisers = result.transpose(1, 2), []
-        keys, values = (_for_each_query(states, query) for states in (key, value))
-        for span in spans:
-            parts = (states[:, :, slice(*span.own)] for states in (query, keys, values))
-            output[:, :, slice(*span.own)], normaliser = _flash(*parts, 0.0, True, scale=scaling)
-            normalisers.append(normaliser)
-        joint = torch.cat(normalisers, 2)  # (1, H, T)
+        parts = (_flash(*own, 0.0, True, scale=scaling) for own in _owns(spans, query, key, value))
+        outputs, normalisers = zip(*parts, strict=True)
+        output, joint = _joined(outputs), _joined(normalisers)
         for before, own in _branches(spans):
             to_prefix, normaliser = _flash(
-                query[:, :, own], keys[:, :, before], values[:, :, before], scale=scaling
+                query[:, :, own], key[:, :, before], value[:, :, before], scale=scaling
             )
-            to_own, own_normaliser = output[:, :, own], joint[:, :, own]
-            both = torch.logaddexp(normaliser, own_normaliser)
-            to_own.mul_((own_normaliser - both).exp()[..., None].to(to_own.dtype))
-            to_own.addcmul_(to_prefix, (normaliser - both).exp()[..., None].to(to_own.dtype))
-            joint[:, :, own] = both
+            own_normaliser = joint[:, :, own]
+            share = torch.sigmoid(normaliser - own_normaliser)[..., None].to(output.dtype)
+            output[:, :, own].lerp_(to_prefix, share)
+            torch.logaddexp(normaliser, own_normaliser, out=own_normaliser)
         ctx.spans, ctx.scaling = spans, scaling
+        result = output.transpose(1, 2)
         ctx.save_for_backward(query, key, value, result, joint)
         return result
 
@@ -89,29 +84,30 @@ class _Cascade(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, result, joint = ctx.saved_tensors
-        keys, values = (_for_each_query(states, query) for states in (key, value))
-        output, grad = result.transpose(1, 2), grad.transpose(1, 2)
-        totals = [torch.empty_like(query) for _ in range(3)]
-
-        def found(own: slice, seen: slice, *, causal: bool) -> Sequence[Tensor]:
-            parts = grad[:, :, own], query[:, :, own], keys[:, :, seen], values[:, :, seen]
-            ends = output[:, :, own], joint[:, :, own]
-            gradients: Sequence[Tensor] = _flash_backward(
-                *parts, *ends, 0.0, causal, scale=ctx.scaling
-            )
-            return gradients
-
-        for span in ctx.spans:
-            own = slice(*span.own)
-            for total, part in zip(totals, found(own, own, causal=True), strict=True):
-                total[:, :, own] = part
+        states = grad.transpose(1, 2), query, key, value, result.transpose(1, 2), joint
+        parts = (
+            _flash_backward(*own, 0.0, True, scale=ctx.scaling) for own in _owns(ctx.spans, *states)
+        )
+        of_query, of_key, of_value = map(_joined, zip(*parts, strict=True))
         for before, own in _branches(ctx.spans):
-            of_query, of_key, of_value = found(own, before, causal=False)
-            totals[0][:, :, own] += of_query
-            totals[1][:, :, before] += of_key
-            totals[2][:, :, before] += of_value
-        of_query, of_keys, of_values = totals
-        return of_query, _summed(of_keys, key), _summed(of_values, value), None, None
+            seen = own, own, before, before, own, own
+            views = (tensor[:, :, where] for tensor, where in zip(states, seen, strict=True))
+            more = _flash_backward(*views, 0.0, False, scale=ctx.scaling)
+            of_query[:, :, own] += more[0]
+            of_key[:, :, before] += more[1]
+            of_value[:, :, before] += more[2]
+        return of_query, of_key, of_value, None, None
+
+
+def _owns(spans: Sequence[Span], *states: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The positions of each span in some tensors (1, H, T, ...)."""
+    lengths = [end - start for _, (start, end) in spans]
+    return zip(*(tensor.split(lengths, 2) for tensor in states), strict=True)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """(1, H, T, ...) from its spans, position by position in memory, as the kernels leave them."""
+    return torch.cat([part.transpose(1, 2) for part in parts], 1).transpose(1, 2)
 
 
 def _branches(spans: Sequence[Span]) -> Iterator[tuple[slice, slice]]:
@@ -120,16 +116,3 @@ def _branches(spans: Sequence[Span]) -> Iterator[tuple[slice, slice]]:
         if first < last:
             owns = [span.own for span in branches]
             yield slice(first, last), slice(owns[0][0], owns[-1][1])
-
-
-def _for_each_query(states: Tensor, query: Tensor) -> Tensor:
-    """Keys or values with a head for each head of the query."""
-    groups = query.shape[1] // states.shape[1]
-    return states if groups == 1 else states.repeat_interleave(groups, 1)
-
-
-def _summed(gradient: Tensor, states: Tensor) -> Tensor:
-    """The gradient of states from that of `_for_each_query`."""
-    if gradient.shape == states.shape:
-        return gradient
-    return gradient.unflatten(1, (states.shape[1], -1)).sum(2)
