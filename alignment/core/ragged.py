@@ -10,6 +10,7 @@ takes the same rows with a block-sparse mask.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
@@ -24,7 +25,9 @@ from alignment.core.packing import Layout, PackedBatch, Span
 
 RAGGED, FLEX = "ragged_sdpa", "flex_attention"
 
-Spans: TypeAlias = "list[tuple[Span, Tensor | None]]"
+MaskedSpans: TypeAlias = "list[tuple[Span, Tensor | None]]"
+"""Each with its (1, 1, n, m) mask over prefix and own positions; None where own positions are all
+there is and none lies beyond the window."""
 Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 
 
@@ -49,14 +52,17 @@ class SpanMask(Tensor):
     """Passes through a model in place of a mask and tells attention the spans.
 
     Attributes:
-        spans: What attends to what, each with its (1, 1, n, m) mask over prefix and own positions;
-            None where own positions are all there is and none lies beyond the window.
-        windowed: Whether a position does not see all that lies before it.
+        spans: What attends to what.
+        window: How far a position looks back, itself included; None for all that it may see.
+        windowed: Whether there is a position that does not see all that lies before it.
+        place: Device of the masks.
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-    spans: Spans
+    spans: tuple[Span, ...]
+    window: int | None
     windowed: bool
+    place: torch.device
 
     @staticmethod
     def of(batch: PackedBatch, window: int | None) -> SpanMask:
@@ -69,9 +75,14 @@ class SpanMask(Tensor):
         device = batch.input_ids.device
         # Four dimensions: models take it for a mask that is ready for use.
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device).as_subclass(SpanMask)
-        mask.spans = [(span, _span_mask(span, window, device)) for span in batch.spans]
+        mask.spans, mask.window, mask.place = batch.spans, window, device
         mask.windowed = window is not None and any(map(window.__lt__, map(_reach, batch.spans)))
         return mask
+
+    @cached_property
+    def masked(self) -> MaskedSpans:
+        """Each span with its mask, made by the first layer that wants them."""
+        return [(span, _span_mask(span, self.window, self.place)) for span in self.spans]
 
 
 def _reach(span: Span) -> int:
@@ -103,14 +114,13 @@ def _ragged_attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     plain = not (attention_mask.windowed or kwargs.get("dropout") or "position_bias" in kwargs)
     if plain and cascades(query, key, value):
-        spans = [span for span, _ in attention_mask.spans]
-        return cascade(query, key, value, spans, kwargs.get("scaling")), None
+        return cascade(query, key, value, attention_mask.spans, kwargs.get("scaling")), None
 
     def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         given = {**kwargs, "is_causal": None}
         return sdpa_attention_forward(module, query, keys, values, mask, **given)[0]
 
-    output: Tensor = _SpanAttention.apply(query, key, value, attend, attention_mask.spans)
+    output: Tensor = _SpanAttention.apply(query, key, value, attend, attention_mask.masked)
     return output, None
 
 
@@ -124,7 +134,7 @@ class _SpanAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: PLR0913 - autograd takes positional arguments
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend, spans: Spans
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend, spans: MaskedSpans
     ) -> Tensor:
         ctx.attend, ctx.spans = attend, spans
         ctx.save_for_backward(query, key, value)

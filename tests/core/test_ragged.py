@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from alignment.core.packing import pack
-from alignment.core.ragged import SpanMask, Spans, _ragged_attention
+from alignment.core.ragged import MaskedSpans, SpanMask, _ragged_attention
 from tests.core.batches import ragged_groups
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 8
@@ -37,11 +37,11 @@ def states(length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     return drawn(HEADS), drawn(KV_HEADS), drawn(KV_HEADS)
 
 
-def length_of(spans: Spans) -> int:
-    return max(span.own[1] for span, _ in spans)
+def length_of(mask: SpanMask) -> int:
+    return max(span.own[1] for span in mask.spans)
 
 
-def expected(query: Tensor, key: Tensor, value: Tensor, spans: Spans) -> Tensor:
+def expected(query: Tensor, key: Tensor, value: Tensor, spans: MaskedSpans) -> Tensor:
     """One dense softmax over the whole row."""
     length = query.shape[2]
     seen = torch.zeros(length, length, dtype=torch.bool)
@@ -71,12 +71,12 @@ def gradients(output: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_values_and_gradients_are_those_of_a_dense_softmax(window: int | None, checkpointed: bool):
     mask = masks(window)
-    inputs = states(length_of(mask.spans), torch.float64)
+    inputs = states(length_of(mask), torch.float64)
     if checkpointed:
         output = checkpoint(ours, *inputs, mask, use_reentrant=False)
     else:
         output = ours(*inputs, mask)
-    dense = expected(*inputs, mask.spans)
+    dense = expected(*inputs, mask.masked)
     assert torch.allclose(output, dense, rtol=0, atol=1e-13)
     pairs = zip(gradients(output, inputs), gradients(dense, inputs), strict=True)
     for found, right in pairs:
@@ -86,11 +86,11 @@ def test_values_and_gradients_are_those_of_a_dense_softmax(window: int | None, c
 def test_the_backward_pass_has_the_precision_of_the_forward_pass():
     """Under autocast the second computation of a span is in bf16, like the first one."""
     mask = masks(None)
-    inputs = states(length_of(mask.spans), torch.float32)
+    inputs = states(length_of(mask), torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         output = ours(*inputs, mask)
     assert output.dtype == torch.bfloat16
-    dense = expected(*inputs, mask.spans)
+    dense = expected(*inputs, mask.masked)
     pairs = zip(gradients(output, inputs), gradients(dense, inputs), strict=True)
     for found, right in pairs:
         assert found.dtype == torch.float32
@@ -102,7 +102,7 @@ def test_inputs_are_kept_for_the_backward_pass_and_at_most_output_and_normaliser
     window: int | None, further: list[int]
 ):
     mask = masks(window)
-    length = length_of(mask.spans)
+    length = length_of(mask)
     inputs = states(length, torch.float64)
     kept: dict[int, int] = {}
 

@@ -514,7 +514,7 @@ def test_nothing_of_the_square_of_a_row_is_made_for_a_ragged_batch():
     assert (batch.sequence != packing.PADDING).all()
     mask = cast(Any, attention_mask(batch, family_model("llama").config, torch.float32))
     assert mask.numel() == 1
-    held = [part for _, part in mask.spans if part is not None]
+    held = [part for _, part in mask.masked if part is not None]
     assert [tuple(part.shape) for part in held] == [(1, 1, 20, 40)] * 8
 
 
