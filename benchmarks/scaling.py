@@ -2,32 +2,40 @@
 
     python -m benchmarks.scaling [--quick] [--json FILE]
 
-Every line has processes of its own, for time and for memory: they prepare rows of text (rendering,
-token ids, storing), build the trainer with the plan of its epochs, and take some optimiser steps.
-With more rows, a token is to cost what it did. With more responses to a prompt, a step holds about
-as many unique tokens as ever, so that its time and memory can be compared. Every prompt has 64
-words and every response as many. Memory is the peak above the level before, without pages of mapped
-files.
+Each line prepares rows of text (rendering, token ids, storing), builds the trainer with the plan of
+its epochs, and takes some optimiser steps. With more rows, a token is to cost what it did. With
+more responses to a prompt, a step holds about as many unique tokens as ever, so that its time and
+memory can be compared. Every prompt has 64 words and every response as many.
 
-Of a larger group more tokens are response tokens, which the head scores: half of them at K = 1, 94%
-at K = 16. So the model is one whose head weighs as much beside its layers as that of an 8B Llama.
+For time, the lines of a series share a process and take their steps in turns. For memory, each has
+a process of its own; it is the peak above the level before, without pages of mapped files.
+
+What a token needs is not quite the same in all lines: of a larger group more tokens are response
+tokens, which the head scores (half of them at K = 1, 94% at K = 16) and which see more before them.
+So the head weighs as much beside the layers as that of an 8B Llama, these are wide enough for
+attention to be a small part of them, and the operations that a token needs stand beside its time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks._measure import be_quiet, file_backed, in_fresh_process, peak, reset_peak, table
+
+if TYPE_CHECKING:
+    from benchmarks._sides import Turns
 
 WORDS = 64
 """Words of a prompt and of a response."""
@@ -35,15 +43,22 @@ WORDS = 64
 STEP_TEXTS = 34
 """About how many prompts and responses an optimiser step holds, whatever the size of the groups."""
 
-VOCABULARY, LAYERS = 1000, 6
-"""Of the model: its head has 8% of the weights of its layers, in Llama 3 8B it is 7.5%."""
+MODEL: dict[str, Any] = {
+    "vocabulary": 1400,
+    "hidden": 512,
+    "intermediate": 1536,
+    "layers": 3,
+    "heads": 8,
+    "kv_heads": 4,
+}
+"""Its head has 7.6% of the weights of its layers, in Llama 3 8B it is 7.5%."""
 
 FLAT = 0.10
 """How far a figure may lie above the first one of its series."""
 
 
 class Point(NamedTuple):
-    """One process: rows of data, responses of a row."""
+    """One line: rows of data, responses of a row."""
 
     rows: int
     responses: int
@@ -55,7 +70,7 @@ RESPONSES = tuple(Point(1_000, responses) for responses in (1, 2, 4, 8, 16))
 
 @dataclass(frozen=True)
 class Figures:
-    """What one process found.
+    """What one line found.
 
     Attributes:
         prepared: Unique tokens of all rows.
@@ -65,6 +80,7 @@ class Figures:
         step_seconds: Median of steps.
         prepare_megabytes: Peak of preparation above the level before it.
         step_megabytes: Peak of the steps above the level before them.
+        step_operations: Millions of operations that a step has to do for each unique token.
     """
 
     prepared: int
@@ -74,6 +90,7 @@ class Figures:
     step_seconds: float
     prepare_megabytes: float
     step_megabytes: float
+    step_operations: float
 
     @property
     def prepare_cost(self) -> float:
@@ -111,31 +128,54 @@ def _text(rng: random.Random) -> str:
     return " ".join(rng.choices(_VOCABULARY, k=WORDS))
 
 
-def figures_of(point: Point, steps: int) -> Figures:
-    """Time from one process; memory from another one, which gives what it frees back at once."""
-    timed, tight = (
-        Figures(**in_fresh_process("benchmarks.scaling", [*point, count], tight=tight))
-        for count, tight in ((steps, False), (1, True))
-    )
-    return replace(
-        timed, prepare_megabytes=tight.prepare_megabytes, step_megabytes=tight.step_megabytes
-    )
+def figures_of(points: Sequence[Point], steps: int) -> list[Figures]:
+    """Time from one process; memory from one for each, which gives what it frees back at once."""
+    timed = _in_process(points, steps)
+    tight = [_in_process([point], 1, tight=True)[0] for point in points]
+    return [
+        replace(
+            time, prepare_megabytes=memory.prepare_megabytes, step_megabytes=memory.step_megabytes
+        )
+        for time, memory in zip(timed, tight, strict=True)
+    ]
 
 
-def measure(point: Point, steps: int) -> Figures:
-    """Prepares, builds and takes `steps` steps after one that is not timed."""
-    with tempfile.TemporaryDirectory() as folder:
+def _in_process(points: Sequence[Point], steps: int, *, tight: bool = False) -> list[Figures]:
+    found = in_fresh_process("benchmarks.scaling", [points, steps], tight=tight)
+    return [Figures(**figures) for figures in found]
+
+
+def measure(points: Sequence[Point], steps: int) -> list[Figures]:
+    """Prepares and builds each, then lets them take `steps` steps in turns, after one untimed.
+
+    Memory of steps is that of all of them: it means something where there is one point.
+    """
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         # Before `datasets` is imported, which reads it once.
-        os.environ["HF_DATASETS_CACHE"] = str(Path(folder) / "cache")
-        return _measure(point, steps, Path(folder))
+        os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")
+        started = [_start(point, steps + 1, folder / str(i)) for i, point in enumerate(points)]
+        growth = _Growth()
+        turns = [stack.enter_context(turn) for turn, _ in started]
+        for turn in turns:
+            turn.step()
+        seconds = [[turn.step() for turn in turns] for _ in range(steps)]
+        megabytes = growth.megabytes()
+    return [
+        replace(figures, step_seconds=median(times), step_megabytes=megabytes)
+        for (_, figures), times in zip(started, zip(*seconds, strict=True), strict=True)
+    ]
 
 
-def _measure(point: Point, steps: int, folder: Path) -> Figures:
+def _start(point: Point, steps: int, folder: Path) -> tuple[Turns, Figures]:
+    """A trainer that is ready to take its steps, and what is known before them."""
     from alignment.core.rendering import Renderer
     from alignment.data import Preparation, Source, read_sources
     from alignment.objectives.apo import APO
+    from benchmarks._operations import operations
     from benchmarks._sides import GROUP_LOSS, Shape, Turns, our_trainer, tiny_tokenizer
 
+    folder.mkdir()
     file = folder / "rows.jsonl"
     with file.open("w") as lines:
         lines.writelines(json.dumps(row) + "\n" for row in rows_of(point))
@@ -147,24 +187,23 @@ def _measure(point: Point, steps: int, folder: Path) -> Figures:
     groups = prepare(read_sources([Source(str(file))]))
     prepare_seconds = time.perf_counter() - start
     prepare_megabytes = growth.megabytes()
-    shape = Shape(vocabulary=VOCABULARY, layers=LAYERS)
+    shape = Shape(**MODEL)
     batch = round(STEP_TEXTS / (1 + point.responses))
     start = time.perf_counter()
-    trainer = our_trainer(shape, shape.model(), groups, folder / "run", batch, steps + 1)
+    trainer = our_trainer(shape, shape.model(), groups, folder / "run", batch, steps)
     build_seconds = time.perf_counter() - start
-    growth = _Growth()
-    with Turns(trainer) as turns:
-        turns.step()
-        seconds = [turns.step() for _ in range(steps)]
-        return Figures(
-            prepared=int(groups.lengths("shared").sum()),
-            prepare_seconds=prepare_seconds,
-            build_seconds=build_seconds,
-            step_tokens=batch * float(groups.lengths("shared").mean()),
-            step_seconds=median(seconds),
-            prepare_megabytes=prepare_megabytes,
-            step_megabytes=growth.megabytes(),
-        )
+    lengths = groups.lengths("shared")
+    some = [groups[index] for index in range(batch)]
+    return Turns(trainer), Figures(
+        prepared=int(lengths.sum()),
+        prepare_seconds=prepare_seconds,
+        build_seconds=build_seconds,
+        step_tokens=batch * float(lengths.mean()),
+        step_seconds=math.nan,
+        prepare_megabytes=prepare_megabytes,
+        step_megabytes=math.nan,
+        step_operations=operations(shape, some, stored=False) / 1e6 / float(lengths[:batch].sum()),
+    )
 
 
 class _Growth:
@@ -179,7 +218,7 @@ class _Growth:
 
 HEADER = (
     *("rows", "K", "prepare us/token", "", "prepare MB", ""),
-    *("step us/token", "", "step KB/token", ""),
+    *("step us/token", "", "step KB/token", "", "step MFLOP/token", ""),
 )
 
 
@@ -193,6 +232,7 @@ def lines(points: Sequence[Point], found: Sequence[Figures]) -> list[tuple[str, 
             ("prepare_megabytes", 0),
             ("step_cost", 2),
             ("step_memory", 1),
+            ("step_operations", 1),
         ):
             value, first = getattr(figures, name), getattr(found[0], name)
             cells += [f"{value:.{digits}f}", f"x{value / first:.2f}"]
@@ -215,13 +255,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     parser.add_argument("--quick", action="store_true", help="1000 and 8000 rows, K up to 4")
-    parser.add_argument("--steps", type=int, default=16, help="timed in each process")
+    parser.add_argument("--steps", type=int, default=16, help="timed of each line")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     be_quiet()
     if options.one:
-        rows, responses, steps = json.loads(options.one)
-        print(json.dumps(asdict(measure(Point(rows, responses), steps))))
+        points, steps = json.loads(options.one)
+        found = measure([Point(*point) for point in points], steps)
+        print(json.dumps([asdict(figures) for figures in found]))
         return
     count = 2 if options.quick else None
     series = {
@@ -230,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     report: dict[str, Any] = {}
     for name, (points, flat) in series.items():
-        found = [figures_of(point, options.steps) for point in points]
+        found = figures_of(points, options.steps)
         print(f"\nmore {name}:")
         print(table(lines(points, found)))
         above = excess(found, flat)

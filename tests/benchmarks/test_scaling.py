@@ -15,6 +15,7 @@ def figures(**changes: float) -> Figures:
         "step_seconds": 0.1,
         "prepare_megabytes": 20.0,
         "step_megabytes": 40.0,
+        "step_operations": 3.0,
     }
     return Figures(**{**found, **changes})  # type: ignore[arg-type]
 
@@ -46,8 +47,11 @@ def test_rows_are_pairs_or_scored_groups_of_one_length():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("responses", [1, 2, 4])
-def test_a_process_measures_one_point(responses: int):
-    found = Figures(**in_fresh_process("benchmarks.scaling", [40, responses, 1]))
-    assert found.prepared > 40 * WORDS * (1 + responses)
-    assert min(found.prepare_cost, found.step_cost, found.step_memory) > 0
+def test_the_points_of_a_series_take_turns_in_one_process():
+    points = [Point(40, responses) for responses in (1, 2, 4)]
+    series = in_fresh_process("benchmarks.scaling", [points, 2])
+    for point, line in zip(points, series, strict=True):
+        found = Figures(**line)
+        assert found.prepared > 40 * WORDS * (1 + point.responses)
+        assert min(found.prepare_cost, found.step_cost, found.step_memory) > 0
+        assert found.step_operations > 20
