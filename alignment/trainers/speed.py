@@ -116,7 +116,8 @@ def _batch(groups: Sequence[TokenGroup], tokens: float) -> PackedBatch:
 def _head_speed(text: Any, scored: int, dtype: torch.dtype, device: Any) -> float:
     rows, width = min(scored, 512), int(text.hidden_size)
     entries = max(256, min(int(text.vocab_size), int(_OPERATIONS / (4 * rows * width))))
-    weight = torch.randn(entries, width, dtype=dtype, device=device)
+    # Scaled as trained ones are: far larger logits make denormal probabilities, which are slow.
+    weight = torch.randn(entries, width, dtype=dtype, device=device) / width**0.5
     hidden = torch.randn(rows, width, dtype=dtype, device=device, requires_grad=True)
     targets = torch.randint(entries, (rows,), device=device)
 
