@@ -346,10 +346,15 @@ class Turns(TrainerCallback, AbstractContextManager["Turns"]):
 
     Before the first one, and after what the trainer does before training, the adapter is drawn
     anew, so that both of its halves get gradients. Leaving the context ends the training.
+
+    Args:
+        trainer: Either side's.
+        gradients: Adds them up, which holds two further numbers for every trained weight.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Any, *, gradients: bool = True) -> None:
         self.trainer, self.tally = trainer, Tally()
+        self._gradients = gradients
         self._go, self._over = threading.Semaphore(0), False
         self._ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._train, daemon=True)
@@ -393,7 +398,7 @@ class Turns(TrainerCallback, AbstractContextManager["Turns"]):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Adds up the gradients of the first epoch."""
         total = self.tally.gradient
-        if state.epoch < 1:
+        if self._gradients and state.epoch < 1:
             for name, weight in self._trained():
                 grad = weight.grad.detach().double().cpu()
                 total[name] = total[name] + grad if name in total else grad

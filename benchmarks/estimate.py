@@ -150,7 +150,7 @@ def _measure(words: list[str]) -> Figures:
     # What estimating and building have freed is not to count as there already.
     ctypes.CDLL(None).malloc_trim(0)
     level, mapped = reset_peak("cpu"), file_backed()
-    with Turns(trainer) as turns:
+    with Turns(trainer, gradients=False) as turns:
         turns.step()
         seconds = [turns.step() for _ in range(STEPS - 1)]
     return Figures(

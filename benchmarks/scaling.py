@@ -194,7 +194,7 @@ def _start(point: Point, steps: int, folder: Path) -> tuple[Turns, Figures]:
     build_seconds = time.perf_counter() - start
     lengths = groups.lengths("shared")
     some = [groups[index] for index in range(batch)]
-    return Turns(trainer), Figures(
+    return Turns(trainer, gradients=False), Figures(
         prepared=int(lengths.sum()),
         prepare_seconds=prepare_seconds,
         build_seconds=build_seconds,
