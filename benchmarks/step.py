@@ -298,6 +298,7 @@ def arithmetic_limits(shape: Shape, batches: Sequence[Sequence[TokenGroup]]) -> 
 def report(work: Work, size: Size, options: argparse.Namespace) -> dict[str, Any]:
     """Measures one kind of work and prints its table."""
     from benchmarks._data import groups_of, sorted_batches
+    from benchmarks._profile import where_time_goes
     from benchmarks._sides import SIDES, Shape
 
     shape = Shape(vocabulary=work.vocabulary, checkpointing=options.checkpointing)
@@ -313,6 +314,8 @@ def report(work: Work, size: Size, options: argparse.Namespace) -> dict[str, Any
     for name, limit in limits.items():
         share = results[name].seconds.median / limit
         print(f"{name}: {share:.2f} times the {limit:.3f} s of its matrix products alone")
+    spent = where_time_goes(shape, batches)
+    print(f"{OURS} spends:", ", ".join(f"{share:.0%} {kind}" for kind, share in spent.items()))
     checked = verdicts(work, results)
     for verdict in checked:
         print(f"{'met' if verdict.met else 'NOT MET'}: {verdict.text}: {verdict.found:.2f}")
@@ -322,6 +325,7 @@ def report(work: Work, size: Size, options: argparse.Namespace) -> dict[str, Any
         **size._asdict(),
         "sides": {name: result.record() for name, result in results.items()},
         "limits": limits,
+        "spent": spent,
         "targets": [verdict._asdict() for verdict in checked],
     }
 
