@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -109,10 +110,16 @@ class MetricsFile(TrainerCallback):
         kept = []
         if state.global_step and self.path.is_file():
             lines = self.path.read_text(encoding="utf-8").splitlines()
-            # A crash may have cut the last line short; what it logged lies after the checkpoint.
-            whole = [line for line in lines if line.endswith("}")]
-            kept = [line for line in whole if json.loads(line)["step"] <= state.global_step]
+            kept = [line for line in lines if self._step(line) <= state.global_step]
         self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def _step(self, line: str) -> float:
+        """The step of a line; none of any run's for what a crash left of one."""
+        try:
+            return float(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            logger.warning("%s: dropped a line that a crash damaged: %.60s", self.path, line)
+            return math.inf
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Writes one line."""
