@@ -58,7 +58,7 @@ from alignment.trainers.checkpoints import checkpoints, resolve
 from alignment.trainers.config import GroupConfig
 from alignment.trainers.engine import check_engine
 from alignment.trainers.loading import load_tokenizer
-from alignment.trainers.record import Provenance
+from alignment.trainers.record import RECORD, Provenance
 from alignment.trainers.teacher import Frozen, check_frozen
 
 logger = logging.getLogger("alignment")
@@ -375,6 +375,8 @@ def _checkpoint(args: GroupConfig) -> str | None:
         logger.warning(
             "starting anew over %s; `--resume_from_checkpoint latest` would go on from it", last
         )
+    elif (folder / RECORD).is_file():
+        logger.warning("starting anew over the run in %s; another `output_dir` keeps it", folder)
     return wanted
 
 

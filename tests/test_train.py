@@ -464,6 +464,15 @@ def test_an_interrupted_run_says_how_to_go_on_and_a_new_one_what_it_writes_over(
     assert f"starting anew over {last}; `--resume_from_checkpoint latest`" in caplog.text
 
 
+def test_a_run_over_a_finished_one_is_told(recipe: Recipe, caplog: pytest.LogCaptureFixture):
+    words = recipe(max_steps=1, save_strategy="no")
+    with caplog.at_level("INFO"):
+        main(words)
+        assert "starting anew" not in caplog.text
+        main(words)
+    assert "starting anew over the run in" in caplog.text
+
+
 @pytest.mark.parametrize("error", [SafetensorError, RuntimeError])
 def test_a_disk_that_fills_up_during_the_run_is_told_in_one_line(
     error: type[Exception], recipe: Recipe, out: Path, monkeypatch: pytest.MonkeyPatch
