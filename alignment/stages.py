@@ -128,7 +128,7 @@ def command(name: str, verb: str, words: Words, going_on: Words = ("--resume",))
     def work() -> None:
         logger.info("\n$ alignment %s %s", verb, shlex.join(settled))
         with contextlib.redirect_stdout(sys.stderr):
-            importlib.import_module(module_of(verb)).main(settled + passing)
+            importlib.import_module(command_module(verb)).main(settled + passing)
 
     return Stage(name, {"command": shlex.join([*verb.split(), *settled])}, work)
 
@@ -156,7 +156,7 @@ def training(name: str, words: Words, output: Path) -> Stage:
     return replace(stage, work=work)
 
 
-def words_of(options: Mapping[str, Any]) -> Words:
+def option_words(options: Mapping[str, Any]) -> Words:
     """Options as words of a command line; those that are None are left out."""
     words: list[object] = []
     for name, value in options.items():
@@ -171,7 +171,7 @@ def words_of(options: Mapping[str, Any]) -> Words:
     return tuple(words)
 
 
-def module_of(verb: str) -> str:
+def command_module(verb: str) -> str:
     """The module that is a command, such as `train`, `generate` or `build clair`."""
     family, _, name = verb.partition(" ")
     if family == "train":

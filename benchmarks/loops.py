@@ -27,7 +27,7 @@ from alignment.comparison.results import commit
 from alignment.core.rows import read_rows
 from alignment.quickstart.inputs import write_world
 from alignment.rounds.options import Options
-from alignment.stages import training, words_of
+from alignment.stages import option_words, training
 from benchmarks._measure import table
 from eval.stats import bootstrap_mean
 
@@ -92,7 +92,7 @@ def run(  # noqa: PLR0913 - all of one loop
         "examples_per_round": examples,
         "seed": seed,
     }
-    words = [str(word) for word in words_of({**recipe, **changed})]
+    words = [str(word) for word in option_words({**recipe, **changed})]
     options = parse(Options, [*words, "--patience", "null"], "benchmarks.loops")
     return {**loop(options), "scores": _scores(options.output)}
 

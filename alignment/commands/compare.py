@@ -30,7 +30,7 @@ from alignment.comparison.results import commit, gather
 from alignment.comparison.seeds import Size, of_method, shared
 from alignment.llm.lock import locked
 from alignment.llm.protocol import going_on_by_itself
-from alignment.stages import RunFolder, words_of
+from alignment.stages import RunFolder, option_words
 
 logger = logging.getLogger("alignment")
 
@@ -148,7 +148,7 @@ def _facts(options: Options) -> dict[str, Any]:
     """How the results were made; the command names what is not as by default, and methods."""
     others = changed(options, ("methods", "output", "page", "jobs"))
     named = {name.replace("_", "-"): value for name, value in others.items()}
-    words = words_of({"methods": options.methods, **named})
+    words = option_words({"methods": options.methods, **named})
     return {
         "command": shlex.join(map(str, ("alignment", "compare", *words))),
         "commit": commit(),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from alignment.cli import UserError, parse, unknown
 from alignment.core.methods import available
 from alignment.llm.connect import load_dotted
-from alignment.stages import words_of
+from alignment.stages import option_words
 
 if TYPE_CHECKING:
     from alignment.rounds.round import Round
@@ -82,7 +82,7 @@ def load_loop(name: str, kwargs: Mapping[str, Any]) -> Loop:
         )
     if not _is_loop(found):
         raise UserError(f"`{name}` is no subclass of {Loop.__module__}.Loop")
-    loop: Loop = parse(found, list(map(str, words_of(kwargs))), f"method_kwargs of {name}")
+    loop: Loop = parse(found, list(map(str, option_words(kwargs))), f"method_kwargs of {name}")
     return loop
 
 

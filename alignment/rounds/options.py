@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from alignment import launch
 from alignment.cli import UserError, check_counts, unknown
 from alignment.llm.connect import load_dotted
-from alignment.stages import module_of
+from alignment.stages import command_module
 
 FIXED = {
     "generate": (
@@ -180,7 +180,7 @@ def _split(command: str) -> list[str]:
 
 
 def _known(verb: str) -> list[str]:
-    module = importlib.import_module(module_of(verb))
+    module = importlib.import_module(command_module(verb))
     if verb != "train":
         return [f.name for f in dataclasses.fields(module.Options) if f.init]
     return [*module.recipe_keys(), *(f.name for f in dataclasses.fields(launch.Options))]

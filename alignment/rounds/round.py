@@ -17,7 +17,7 @@ from alignment.rounds.guards import write_admitted
 from alignment.rounds.options import Asked, Options
 from alignment.rounds.serving import serving
 from alignment.rounds.store import Store
-from alignment.stages import command, module_of, training, words_of
+from alignment.stages import command, command_module, option_words, training
 
 ADAPTER = {"use_peft": True, "lora_target_modules": "all-linear"}
 """What is trained unless the recipe says otherwise."""
@@ -145,7 +145,7 @@ class Round:
         """
         chosen = {"input": source, "seed": self.seed, **options, **self.options.build}
         verb = f"build {builder}"
-        version = getattr(importlib.import_module(module_of(verb)), "VERSION", None)
+        version = getattr(importlib.import_module(command_module(verb)), "VERSION", None)
 
         def work(folder: Path) -> None:
             self._run(verb, chosen, folder / "data.jsonl")
@@ -207,7 +207,7 @@ class Round:
         }
 
         def work(folder: Path) -> None:
-            training("train", words_of(settings), folder / "adapter").work()
+            training("train", option_words(settings), folder / "adapter").work()
 
         return self.store.make(self.place, "train", settings, work) / "adapter"
 
@@ -226,7 +226,7 @@ class Round:
 
     def _run(self, verb: str, options: Mapping[str, Any], output: Path) -> None:
         going_on = ("--output", output, "--ledger", self.store.ledger, "--resume")
-        command(verb, verb, words_of(options), going_on).work()
+        command(verb, verb, option_words(options), going_on).work()
 
     def _generate_served(
         self, template: str, model: str | Path, words: Mapping[str, Any], output: Path
