@@ -28,8 +28,9 @@ VERSION = "2"
 class ISARA(Loop):
     """Answers questions beside the nearest good examples, filters, and trains by SFT.
 
-    Paper: ISARA, arXiv 2401.06785: fewer than 100 question-answer pairs of a domain, no
-    instructions and no rewards; iterating beats one large round.
+    Paper: Human-Instruction-Free LLM Self-Alignment with Limited Samples, arXiv 2401.06785: fewer
+    than 100 question-answer pairs of a domain, no instructions and no rewards; iterating beats one
+    large round.
 
     Differs: the paper's retriever and filter could not be verified. Ours takes the examples whose
     questions are nearest by cosine of a model's mean hidden states, and keeps the commonest of
