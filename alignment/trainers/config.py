@@ -27,7 +27,8 @@ class GroupConfig(_BaseConfig):
             accumulation is then the smallest that keeps to it and `gradient_accumulation_steps`
             only counts towards the batch.
         layout: `shared` computes the prompt of a group once, `plain` once per response; `auto`
-            shares where the model can and checks itself on the first batch.
+            shares where the model can and checks itself on the first batch. Logs call it `ragged`
+            where rows are not padded either.
         max_length: Longest prompt plus response in tokens; null for no limit.
         truncation_mode: `drop` rejects longer rows, `keep_start` and `keep_end` cut them as in TRL.
         pair_rule: `best_worst` makes pairs of scored groups: best against worst reward, with a

@@ -152,7 +152,7 @@ def check_layout(trainer: GroupTrainer) -> None:
                 raise UserError(f"layout: shared is wrong here: {reason}; set `layout: plain`")
             reason += "; calls were planned for sharing and may exceed `max_tokens_per_batch`"
             trainer.layout = "plain"
-    logger.info("layout %s: %s", "plain" if trainer.layout == "plain" else "shared", reason)
+    logger.info("layout %s: %s", trainer.layout, reason)
 
 
 def store_reference(trainer: GroupTrainer) -> None:

@@ -175,7 +175,7 @@ def test_another_model_as_reference_skips_the_preflight(
 
 def test_both_layouts_give_the_same_run(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     auto, plain = run(tmp_path / "auto"), run(tmp_path / "plain", layout="plain")
-    assert "layout shared: every layer takes a custom mask, and none is padded" in caplog.text
+    assert "layout ragged: every layer takes a custom mask, and none is padded" in caplog.text
     assert "layout plain: the recipe asks for it" in caplog.text
     assert logged(auto) == pytest.approx(logged(plain), abs=1e-5)
     assert logged(auto, "num_tokens")[-1] < logged(plain, "num_tokens")[-1]
