@@ -21,6 +21,9 @@ from alignment.llm.options import ShardOptions
 from alignment.llm.protocol import Stopped
 from alignment.llm.shards import Shard
 
+_LIVES = 10
+"""How often a shard is begun whose worker dies: something in it may be what kills them."""
+
 
 @contextmanager
 def cluster() -> Iterator[int]:
@@ -102,20 +105,30 @@ def run_shards(module: str, words: Sequence[str], shards: int, workers: int) -> 
         workers: Most at work at the same time.
 
     Raises:
-        UserError: What a shard has ended with.
+        UserError: What a shard has ended with, or its worker died `_LIVES` times.
     """
     import ray.data
+    from ray.exceptions import RayError
 
     command = {"module": module, "words": list(words), "of": shards, "folder": str(Path.cwd())}
     numbers = ray.data.from_items([*range(1, shards + 1)], override_num_blocks=shards)
     # Ray Data begins a task anew whenever its worker or machine dies.
     pool = ray.data.TaskPoolStrategy(size=workers)
-    ended = numbers.map(run_shard, fn_kwargs=command, num_cpus=1, compute=pool)
+    ended = numbers.map(
+        run_shard, fn_kwargs=command, num_cpus=1, compute=pool, max_retries=_LIVES - 1
+    )
     with tqdm(total=shards, unit="shard", disable=None) as bar:
-        for shard in ended.iter_rows():
-            if shard["error"]:
-                raise UserError(f"shard {shard['number']}/{shards}: {shard['error']}")
-            bar.update()
+        try:
+            for shard in ended.iter_rows():
+                if shard["error"]:
+                    raise UserError(f"shard {shard['number']}/{shards}: {shard['error']}")
+                bar.update()
+        except RayError as error:
+            told = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"a shard's worker died {_LIVES} times ({told}); run one shard by itself, "
+                f"`--shard 1/{shards}`, to see what kills it"
+            ) from None
 
 
 def run_shard(

@@ -17,11 +17,15 @@ _calls = count(1)
 
 
 def revise(request: Request) -> str:
-    """The right answer; where the file `dies_at` holds the number of this call, death, once."""
+    """The right answer; where the file `dies_at` holds the number of this call, death.
+
+    Once, and then the file is gone; again and again beside a file `undying`.
+    """
     folder = Path(os.environ["MORTAL"])
     mark = folder / "dies_at"
     if next(_calls) == _read(mark):
-        mark.unlink()
+        if not (folder / "undying").exists():
+            mark.unlink()
         os.kill(os.getpid(), signal.SIGKILL)
     with (folder / "calls").open("ab", buffering=0) as file:
         file.write(f"{os.getpid()}\n".encode())

@@ -101,6 +101,19 @@ def test_a_cluster_makes_what_one_process_makes_also_where_a_worker_is_killed(no
     assert len({*calls(folder)}) >= 3, "two workers, and one in the place of the dead"
 
 
+@pytest.mark.slow
+def test_a_row_that_kills_every_worker_ends_the_run_in_one_line(nodes: Nodes):
+    folder = nodes.folder
+    rows(folder, 2)
+    (folder / "dies_at").write_text("1")
+    (folder / "undying").touch()
+    job = start(folder, "dead", "--engine", "ray", "--shards", 1)
+    _, errors = job.communicate(timeout=300)
+    assert job.returncode == 2
+    assert "error: a shard's worker died 10 times" in errors.splitlines()[-1]
+    assert "`--shard 1/1`" in errors.splitlines()[-1]
+
+
 @pytest.mark.long
 def test_ten_thousand_rows_survive_a_killed_worker_and_a_killed_node(nodes: Nodes):
     folder = nodes.folder
