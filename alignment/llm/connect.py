@@ -106,7 +106,7 @@ def run_rows(  # noqa: PLR0913 - all named
     if models and isinstance(options, ShardOptions) and options.engine == "ray":
         from alignment.llm.ray_data import scatter
 
-        scatter(options, models[0].ledger)
+        scatter(options, models[0].ledger, output)
         join(output, models[0].ledger)
 
     # A batch holds calls of rows in work alone; elsewhere the default keeps memory small.

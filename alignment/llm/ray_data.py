@@ -72,7 +72,7 @@ def _refuse_silence(address: str) -> None:
         ) from None
 
 
-def scatter(options: ShardOptions, ledger: Ledger) -> None:
+def scatter(options: ShardOptions, ledger: Ledger, output: str | Path) -> None:
     """Has all shards of a job run on a Ray cluster, the caps of the job divided among them."""
 
     def share(cap: float | None, parts: int) -> float | None:
@@ -92,15 +92,18 @@ def scatter(options: ShardOptions, ledger: Ledger) -> None:
             tokens_per_minute=share(options.tokens_per_minute, workers),
         )
         words = words_of(one, ("resume", "overwrite", "shards", "workers"))
-        run_shards(module_of(options), words, options.shards, workers)
+        run_shards(module_of(options), words, output, options.shards, workers)
 
 
-def run_shards(module: str, words: Sequence[str], shards: int, workers: int) -> None:
+def run_shards(
+    module: str, words: Sequence[str], output: str | Path, shards: int, workers: int
+) -> None:
     """Runs all shards of a job; one whose worker dies is run again, and goes on from its ledger.
 
     Args:
         module: The module of the command.
         words: Its command line, but for `--shard`.
+        output: Of the job.
         shards: How many there are.
         workers: Most at work at the same time.
 
@@ -108,37 +111,41 @@ def run_shards(module: str, words: Sequence[str], shards: int, workers: int) -> 
         UserError: What a shard has ended with, or its worker died `_LIVES` times.
     """
     import ray.data
-    from ray.exceptions import RayError
 
-    command = {"module": module, "words": list(words), "of": shards, "folder": str(Path.cwd())}
+    command = {
+        **{"module": module, "words": list(words), "of": shards},
+        **{"output": str(output), "folder": str(Path.cwd())},
+    }
+    for number in range(1, shards + 1):
+        _begun(Shard(number, shards), output).unlink(missing_ok=True)
     numbers = ray.data.from_items([*range(1, shards + 1)], override_num_blocks=shards)
     # Ray Data begins a task anew whenever its worker or machine dies.
     pool = ray.data.TaskPoolStrategy(size=workers)
-    ended = numbers.map(
-        run_shard, fn_kwargs=command, num_cpus=1, compute=pool, max_retries=_LIVES - 1
-    )
+    ended = numbers.map(run_shard, fn_kwargs=command, num_cpus=1, compute=pool)
     with tqdm(total=shards, unit="shard", disable=None) as bar:
-        try:
-            for shard in ended.iter_rows():
-                if shard["error"]:
-                    raise UserError(f"shard {shard['number']}/{shards}: {shard['error']}")
-                bar.update()
-        except RayError as error:
-            told = str(error).strip().partition("\n")[0]
-            raise UserError(
-                f"a shard's worker died {_LIVES} times ({told}); run one shard by itself, "
-                f"`--shard 1/{shards}`, to see what kills it"
-            ) from None
+        for shard in ended.iter_rows():
+            if shard["error"]:
+                raise UserError(f"shard {shard['number']}/{shards}: {shard['error']}")
+            bar.update()
 
 
-def run_shard(
-    item: dict[str, int], *, module: str, words: list[str], of: int, folder: str
+def run_shard(  # noqa: PLR0913 - Ray Data passes arguments one by one
+    item: dict[str, int], *, module: str, words: list[str], output: str, of: int, folder: str
 ) -> dict[str, Any]:
     """Runs one shard in a worker, as its command line would."""
-    shard, error = Shard(item["item"], of), ""
+    shard = Shard(item["item"], of)
     os.chdir(folder)
     if "" not in sys.path:
         sys.path.insert(0, "")  # as the command itself does: programs may lie in this folder
+    error, begun = "", _begun(shard, output)
+    begun.parent.mkdir(parents=True, exist_ok=True)
+    with begun.open("a") as file:
+        file.write(f"{socket.gethostname()} {os.getpid()}\n")
+    if len(begun.read_text().splitlines()) > _LIVES:
+        error = (
+            f"its worker died {_LIVES} times; `--shard {shard}` without `--engine` shows of what"
+        )
+        return {"number": shard.number, "error": error}
     try:
         importlib.import_module(module).main([*words, "--shard", str(shard)])
     except (SystemExit, Stopped):
@@ -146,3 +153,8 @@ def run_shard(
     except UserError as told:
         error = str(told)
     return {"number": shard.number, "error": error}
+
+
+def _begun(shard: Shard, output: str | Path) -> Path:
+    """Where each worker that begins with a shard writes a line."""
+    return shard.file(output).with_name("begun")

@@ -24,7 +24,10 @@ def revise(request: Request) -> str:
     folder = Path(os.environ["MORTAL"])
     mark = folder / "dies_at"
     if next(_calls) == _read(mark):
-        if not (folder / "undying").exists():
+        if (folder / "undying").exists():
+            with (folder / "deaths").open("a") as file:
+                file.write("one\n")
+        else:
             mark.unlink()
         os.kill(os.getpid(), signal.SIGKILL)
     with (folder / "calls").open("ab", buffering=0) as file:

@@ -23,11 +23,18 @@ def run_shards_here(monkeypatch: pytest.MonkeyPatch, cpus: int = 2) -> list[list
     def cluster() -> Iterator[int]:
         yield cpus
 
-    def run_shards(module: str, words: Sequence[str], shards: int, workers: int) -> None:
+    def run_shards(
+        module: str, words: Sequence[str], output: str, shards: int, workers: int
+    ) -> None:
         for number in range(1, shards + 1):
             asked.append([module, *words])
             ended = ray_data.run_shard(
-                {"item": number}, module=module, words=list(words), of=shards, folder="."
+                {"item": number},
+                module=module,
+                words=list(words),
+                output=output,
+                of=shards,
+                folder=".",
             )
             if ended["error"]:
                 raise UserError(ended["error"])

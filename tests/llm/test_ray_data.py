@@ -110,8 +110,9 @@ def test_a_row_that_kills_every_worker_ends_the_run_in_one_line(nodes: Nodes):
     job = start(folder, "dead", "--engine", "ray", "--shards", 1)
     _, errors = job.communicate(timeout=300)
     assert job.returncode == 2
-    assert "error: a shard's worker died 10 times" in errors.splitlines()[-1]
-    assert "`--shard 1/1`" in errors.splitlines()[-1]
+    assert "error: shard 1/1: its worker died 10 times; `--shard 1/1`" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    assert len((folder / "deaths").read_text().split()) == 10
 
 
 @pytest.mark.long
