@@ -42,7 +42,7 @@ def cascade(
         query: (1, H, T, D).
         key: (1, H / n, T, D) for n query heads to a key head.
         value: (1, H / n, T, D).
-        spans: Which cover all positions; those of a prefix stand side by side.
+        spans: Which cover all positions in order; those of a prefix stand side by side.
         scaling: Of the products; None for D ** -0.5.
 
     Returns:
@@ -65,8 +65,8 @@ class _Cascade(torch.autograd.Function):
         scaling: float | None,
     ) -> Tensor:
         parts = (_flash(*own, 0.0, True, scale=scaling) for own in _owns(spans, query, key, value))
-        outputs, normalisers = zip(*parts, strict=True)
-        output, joint = _joined(outputs), _joined(normalisers)
+        result, joint = map(_row, zip(*parts, strict=True))
+        output, joint = result.transpose(1, 2), joint.transpose(1, 2)
         for before, own in _branches(spans):
             to_prefix, normaliser = _flash(
                 query[:, :, own], key[:, :, before], value[:, :, before], scale=scaling
@@ -76,7 +76,6 @@ class _Cascade(torch.autograd.Function):
             output[:, :, own].lerp_(to_prefix, share)
             torch.logaddexp(normaliser, own_normaliser, out=own_normaliser)
         ctx.spans, ctx.scaling = spans, scaling
-        result = output.transpose(1, 2)
         ctx.save_for_backward(query, key, value, result, joint)
         return result
 
@@ -88,7 +87,8 @@ class _Cascade(torch.autograd.Function):
         parts = (
             _flash_backward(*own, 0.0, True, scale=ctx.scaling) for own in _owns(ctx.spans, *states)
         )
-        of_query, of_key, of_value = map(_joined, zip(*parts, strict=True))
+        rows = map(_row, zip(*parts, strict=True))
+        of_query, of_key, of_value = (row.transpose(1, 2) for row in rows)
         for before, own in _branches(ctx.spans):
             seen = own, own, before, before, own, own
             views = (tensor[:, :, where] for tensor, where in zip(states, seen, strict=True))
@@ -105,9 +105,9 @@ def _owns(spans: Sequence[Span], *states: Tensor) -> Iterator[tuple[Tensor, ...]
     return zip(*(tensor.split(lengths, 2) for tensor in states), strict=True)
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """(1, H, T, ...) from its spans, position by position in memory, as the kernels leave them."""
-    return torch.cat([part.transpose(1, 2) for part in parts], 1).transpose(1, 2)
+def _row(parts: Sequence[Tensor]) -> Tensor:
+    """(1, T, H, ...) of spans (1, H, n, ...), which the kernels leave position by position."""
+    return torch.cat([part.transpose(1, 2) for part in parts], 1)
 
 
 def _branches(spans: Sequence[Span]) -> Iterator[tuple[slice, slice]]:

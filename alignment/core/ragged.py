@@ -54,15 +54,11 @@ class SpanMask(Tensor):
     Attributes:
         spans: What attends to what.
         window: How far a position looks back, itself included; None for all that it may see.
-        windowed: Whether there is a position that does not see all that lies before it.
-        place: Device of the masks.
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     spans: tuple[Span, ...]
     window: int | None
-    windowed: bool
-    place: torch.device
 
     @staticmethod
     def of(batch: PackedBatch, window: int | None) -> SpanMask:
@@ -75,14 +71,18 @@ class SpanMask(Tensor):
         device = batch.input_ids.device
         # Four dimensions: models take it for a mask that is ready for use.
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device).as_subclass(SpanMask)
-        mask.spans, mask.window, mask.place = batch.spans, window, device
-        mask.windowed = window is not None and any(map(window.__lt__, map(_reach, batch.spans)))
+        mask.spans, mask.window = batch.spans, window
         return mask
+
+    @cached_property
+    def windowed(self) -> bool:
+        """Whether there is a position that does not see all that lies before it."""
+        return self.window is not None and any(map(self.window.__lt__, map(_reach, self.spans)))
 
     @cached_property
     def masked(self) -> MaskedSpans:
         """Each span with its mask, made by the first layer that wants them."""
-        return [(span, _span_mask(span, self.window, self.place)) for span in self.spans]
+        return [(span, _span_mask(span, self.window, self.device)) for span in self.spans]
 
 
 def _reach(span: Span) -> int:

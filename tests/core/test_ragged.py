@@ -115,3 +115,12 @@ def test_inputs_are_kept_for_the_backward_pass_and_at_most_output_and_normaliser
     for tensor in inputs:
         del kept[tensor.data_ptr()]
     assert sorted(kept.values()) == [length * count for count in further]
+
+
+@pytest.mark.parametrize(("window", "made"), [(None, False), (100, False), (3, True)])
+def test_masks_are_made_only_where_a_position_does_not_see_all_before_it(
+    window: int | None, made: bool
+):
+    mask = masks(window)
+    ours(*states(length_of(mask), torch.float32), mask)
+    assert ("masked" in vars(mask)) == made
