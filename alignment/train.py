@@ -58,7 +58,7 @@ from alignment.trainers.checkpoints import checkpoints, resolve
 from alignment.trainers.config import GroupConfig
 from alignment.trainers.engine import check_engine
 from alignment.trainers.loading import load_tokenizer
-from alignment.trainers.record import RECORD, Provenance
+from alignment.trainers.record import Provenance
 from alignment.trainers.teacher import Frozen, check_frozen
 
 logger = logging.getLogger("alignment")
@@ -366,16 +366,21 @@ def _words(word: str) -> list[str]:
 
 
 def _checkpoint(args: GroupConfig) -> str | None:
-    """The checkpoint to resume from; with `latest`, None where there is none yet."""
+    """The checkpoint to resume from; with `latest`, None where there is none yet.
+
+    A run that is going to be written over is told.
+    """
     folder = Path(args.output_dir)
     wanted = resolve(args.resume_from_checkpoint, folder)
+    if not PartialState().is_main_process:
+        return wanted
     if wanted:
         logger.info("going on from %s", wanted)
     elif last := next(iter(checkpoints(folder)), None):
         logger.warning(
             "starting anew over %s; `--resume_from_checkpoint latest` would go on from it", last
         )
-    elif (folder / RECORD).is_file():
+    elif any(folder.glob("*.safetensors")):
         logger.warning("starting anew over the run in %s; another `output_dir` keeps it", folder)
     return wanted
 

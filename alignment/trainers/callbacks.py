@@ -109,12 +109,12 @@ class MetricsFile(TrainerCallback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
         if state.global_step and self.path.is_file():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [line for line in lines if self._step(line) <= state.global_step]
         self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def _step(self, line: str) -> float:
-        """The step of a line; none of any run's for what a crash left of one."""
+        """The step of a line, infinity where a crash left no record of it."""
         try:
             return float(json.loads(line)["step"])
         except (ValueError, KeyError, TypeError):

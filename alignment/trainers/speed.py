@@ -8,7 +8,6 @@ and so does the head on a part of the vocabulary.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -30,8 +29,8 @@ _LAYERS, _VOCABULARY = 2, 128
 _OPERATIONS = 1e12
 """Of one timed pass, at most, as far as whole groups allow."""
 
-_SECONDS = 1.0
-"""For which a pass is repeated."""
+_RUNS, _SECONDS = 3, 1.0
+"""How often a pass is repeated at least, and for how long."""
 
 
 class Speed(NamedTuple):
@@ -135,12 +134,13 @@ def _count(run: Callable[[], Any]) -> int:
 
 
 def _best_time(run: Callable[[], Any]) -> float:
-    """Seconds of the fastest run."""
-    best, until = math.inf, time.perf_counter() + _SECONDS
-    while math.isinf(best) or time.perf_counter() < until:
+    """Seconds of the fastest run of some, of which one alone may have been disturbed."""
+    seconds: list[float] = []
+    until = time.perf_counter() + _SECONDS
+    while len(seconds) < _RUNS or time.perf_counter() < until:
         start = time.perf_counter()
         run()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return best
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
