@@ -35,9 +35,7 @@ _SPENT_ON = {
 """By the name of an operation, up to a number sign; what runs within one belongs to it."""
 
 
-def where_time_goes(
-    shape: Shape, batches: Sequence[Sequence[TokenGroup]], *, stored: bool = False
-) -> dict[str, float]:
+def where_time_goes(shape: Shape, batches: Sequence[Sequence[TokenGroup]]) -> dict[str, float]:
     """Shares of the time of this project's steps on a CPU, of an epoch after a first one.
 
     Operations that have no kind of their own are element-wise: norms, activations, rotations, sums
@@ -47,9 +45,9 @@ def where_time_goes(
 
     steps = len(batches)
     with tempfile.TemporaryDirectory() as folder:
-        side = Side(trl=False, stored=stored)
+        side = Side(trl=False)
         trainer = trainer_for(side, shape, shape.model(), batches, Path(folder), 2 * steps)
-        watch = _Watch(first=steps, last=2 * steps)
+        watch = _Watch(after=steps, last=2 * steps)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(watch)
         trainer.train()
@@ -79,18 +77,15 @@ def _kind(event: Any) -> str:
 
 
 class _Watch(TrainerCallback):
-    """Profiles the steps from one to another."""
+    """Profiles the steps after one of them, with the making of their batches."""
 
-    def __init__(self, first: int, last: int) -> None:
+    def __init__(self, after: int, last: int) -> None:
         self.trace = profile(activities=[ProfilerActivity.CPU])
-        self._first, self._last = first, last
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begins with the first one."""
-        if state.global_step == self._first:
-            self.trace.start()
+        self._after, self._last = after, last
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ends with the last one."""
-        if state.global_step == self._last:
+        """Begins and ends."""
+        if state.global_step == self._after:
+            self.trace.start()
+        elif state.global_step == self._last:
             self.trace.stop()

@@ -349,7 +349,7 @@ class Turns(TrainerCallback, AbstractContextManager["Turns"]):
 
     Args:
         trainer: Either side's.
-        gradients: Adds them up, which holds two further numbers for every trained weight.
+        gradients: Keeps their sum over the first epoch in float64.
     """
 
     def __init__(self, trainer: Any, *, gradients: bool = True) -> None:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import random
 import tempfile
@@ -66,6 +65,8 @@ class Point(NamedTuple):
 
 ROWS = tuple(Point(rows, 2) for rows in (1_000, 8_000, 64_000))
 RESPONSES = tuple(Point(1_000, responses) for responses in (1, 2, 4, 8, 16))
+WARM_UP = Point(100, 2)
+"""Prepared and built untimed: the first one loads and starts what all use."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ def measure(points: Sequence[Point], steps: int) -> list[Figures]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         # Before `datasets` is imported, which reads it once.
         os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")
+        _start(WARM_UP, steps, folder / "warm up")
         started = [_start(point, steps + 1, folder / str(i)) for i, point in enumerate(points)]
         growth = _Growth()
         turns = [stack.enter_context(turn) for turn, _ in started]
@@ -162,13 +164,13 @@ def measure(points: Sequence[Point], steps: int) -> list[Figures]:
         seconds = [[turn.step() for turn in turns] for _ in range(steps)]
         megabytes = growth.megabytes()
     return [
-        replace(figures, step_seconds=median(times), step_megabytes=megabytes)
-        for (_, figures), times in zip(started, zip(*seconds, strict=True), strict=True)
+        Figures(**known, step_seconds=median(times), step_megabytes=megabytes)
+        for (_, known), times in zip(started, zip(*seconds, strict=True), strict=True)
     ]
 
 
-def _start(point: Point, steps: int, folder: Path) -> tuple[Turns, Figures]:
-    """A trainer that is ready to take its steps, and what is known before them."""
+def _start(point: Point, steps: int, folder: Path) -> tuple[Turns, dict[str, Any]]:
+    """A trainer that is ready to take its steps, and the figures that are known before them."""
     from alignment.core.rendering import Renderer
     from alignment.data import Preparation, Source, read_sources
     from alignment.objectives.apo import APO
@@ -194,16 +196,15 @@ def _start(point: Point, steps: int, folder: Path) -> tuple[Turns, Figures]:
     build_seconds = time.perf_counter() - start
     lengths = groups.lengths("shared")
     some = [groups[index] for index in range(batch)]
-    return Turns(trainer, gradients=False), Figures(
-        prepared=int(lengths.sum()),
-        prepare_seconds=prepare_seconds,
-        build_seconds=build_seconds,
-        step_tokens=batch * float(lengths.mean()),
-        step_seconds=math.nan,
-        prepare_megabytes=prepare_megabytes,
-        step_megabytes=math.nan,
-        step_operations=operations(shape, some, stored=False) / 1e6 / float(lengths[:batch].sum()),
-    )
+    return Turns(trainer, gradients=False), {
+        "prepared": int(lengths.sum()),
+        "prepare_seconds": prepare_seconds,
+        "build_seconds": build_seconds,
+        "prepare_megabytes": prepare_megabytes,
+        "step_tokens": batch * float(lengths.mean()),
+        "step_operations": operations(shape, some, stored=False)
+        / (1e6 * float(lengths[:batch].sum())),
+    }
 
 
 class _Growth:

@@ -21,6 +21,10 @@ Memory is the high-water mark minus the level before the first step, in a proces
 takes one step on the batch of the longest groups and gives what it frees back at once. Differences
 of loss and gradient are relative to ours, summed over an epoch: the same groups whatever their
 order.
+
+Below a table stand the time of our sides over that of their matrix products alone, and where ours
+spends it, by a profile of an epoch: element-wise is all that is no matrix product, attention, head,
+optimiser or making of batches, between operations is Python.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import pytest
 from benchmarks._data import groups_of, sorted_batches
 from benchmarks._profile import (
     ATTENTION,
+    BATCHES,
     BETWEEN,
     ELEMENTS,
     HEAD,
@@ -51,3 +52,4 @@ def test_the_shares_of_a_step_are_all_of_it():
     assert sum(found.values()) == pytest.approx(1)
     assert min(found.values()) >= 0
     assert min(found[PRODUCTS], found[ATTENTION], found[HEAD]) > 0.01
+    assert min(found[OPTIMISER], found[BATCHES]) > 0
