@@ -1,6 +1,7 @@
 """Memory, time and token waste of a training run, before anything is loaded.
 
     alignment estimate --config RECIPE [--key value ...] [--num_processes N] [--zero_stage 0|2|3]
+        [--flops F] [--json FILE]
 
 Recipe and overrides are those of `alignment train`. Tokenizer and data are read as training reads
 them, so tokens and steps are exact. Of the models only their configurations are read: the largest
@@ -58,6 +59,8 @@ from alignment.trainers.speed import Speed, measured_speed
 
 _STATES = {"adamw": 2, "adamax": 2, "lion": 1, "rmsprop": 1, "adagrad": 1, "ademamix": 3}
 """Numbers that an optimiser keeps for each weight; by the beginning of its name."""
+
+_UNITS = (("h", 3600), ("min", 60), ("s", 1))
 
 
 @dataclass(kw_only=True)
@@ -129,6 +132,8 @@ def main(argv: list[str]) -> None:
     if {"-h", "--help"} & set(words):
         own, words = ["--help"], []
     options = parse(Options, own, "alignment estimate", __doc__)
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
     figures = estimate(parse_recipe(words), options)
     print(report(figures))
     if options.json is not None:
@@ -311,6 +316,10 @@ def report(figures: dict[str, Any]) -> str:
     def size(value: float) -> str:
         return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
 
+    def lasts(seconds: float) -> str:
+        unit, length = next(pair for pair in _UNITS if seconds >= 2 * pair[1] or pair[1] == 1)
+        return f"{seconds / length:.3g} {unit}"
+
     rows = {
         "groups": f"{figures['groups']:,} kept, {rejected:,} rejected",
         "tokens of an epoch, unique": f"{unique:,}",
@@ -329,20 +338,26 @@ def report(figures: dict[str, Any]) -> str:
         "  reference, teacher": size(memory["reference_and_teacher"]),
         "  trained weights": size(memory["trained_weights"]),
         "  optimiser": size(memory["optimiser"]),
-        "  gradients": size(memory["gradients"]),
-        "  activations of the largest pass": size(memory["activations"]),
-        "  head and log-probs": size(memory["head"]),
-        "  total at the highest moment": size(memory["total"]),
-        f"  total {'without' if on else 'with'} checkpointing": size(
+        "  a step at its highest moment": size(memory["peak_of_step"]),
+        "    activations of the largest pass": size(memory["activations"]),
+        "    head and log-probs": size(memory["head"]),
+        "    gradients": size(memory["gradients"]),
+        "  total": size(memory["total"]),
+        f"  total {'without' if on else 'with'} activation checkpointing": size(
             figures["memory_other_checkpointing"]
         ),
         "operations of a step": f"{figures['operations_per_step']:.3g} per process",
-        "speed": f"{figures['operations_per_second']:.3g} operations per second",
-        "time of a step": f"{figures['seconds_per_step']:.3g} s",
-        "time of the run": f"{figures['seconds'] / 60:.3g} min",
+        "speed of a process": f"{figures['operations_per_second']:.3g} operations per second",
+        "time of a step": lasts(figures["seconds_per_step"]),
+        "time of the run": lasts(figures["seconds"]),
     }
     width = max(map(len, rows))
     lines = [f"{name:<{width}}  {value}" for name, value in rows.items()]
-    lines.append("Tokens and steps are exact; memory and time are estimates. Loading, reading data")
-    lines.append("and saving come on top.")
+    lines.append(
+        "Tokens and steps are exact; memory and time are estimates. The parts of a step are not"
+    )
+    lines.append(
+        "all there at once. Speed is that of this machine unless `--flops` names another's;"
+    )
+    lines.append("loading, saving and communication come on top.")
     return "\n".join(lines)
