@@ -237,9 +237,12 @@ def _fill(trainer: GroupTrainer, groups: Any, store: ReferenceStore) -> None:
                 "start anew, or name the starting model as `ref_model_name_or_path`"
             )
         score = policy_logps
+    told = "reference: %d rows are stored in %s, %d are computed now"
+    logger.info(told, len(groups) - len(absent), store.path, len(absent))
     calls = math.ceil(len(absent) / args.world_size)
     unsaved: list[tuple[TokenGroup, Any]] = []
-    for call in tqdm(range(calls), desc="reference", disable=not trainer.is_world_process_zero()):
+    silent = not (absent and trainer.is_world_process_zero())
+    for call in tqdm(range(calls), desc="reference", disable=silent):
         # Engines compute in step, so processes without a row of their own repeat the last one.
         group = groups[absent[min(call * args.world_size + args.process_index, len(absent) - 1)]]
         with torch.no_grad(), evaluating(model):

@@ -368,7 +368,10 @@ def entries(folder: Path) -> dict[bytes, tuple[bytes, int]]:
 
 @pytest.mark.parametrize("full", [False, True])
 def test_a_stored_reference_is_computed_once_and_by_row(
-    full: bool, tmp_path: Path, reference_calls: list[tuple[str, ...]]
+    full: bool,
+    tmp_path: Path,
+    reference_calls: list[tuple[str, ...]],
+    caplog: pytest.LogCaptureFixture,
 ):
     rows = pair_rows(12)
     kwargs = {"precompute_ref_log_probs": True, "ref_cache_dir": str(tmp_path), "full": full}
@@ -381,6 +384,10 @@ def test_a_stored_reference_is_computed_once_and_by_row(
     rows[5] = {**rows[5], "chosen": " something else"}
     run(tmp_path / "3", rows, **kwargs)
     assert reference_calls == [("train[5]",)]
+    (store,) = tmp_path.glob("*.sqlite")
+    for stored, computed in ((0, 12), (12, 0), (11, 1)):
+        told = f"reference: {stored} rows are stored in {store}, {computed} are computed now"
+        assert told in caplog.text
     fresh = run(tmp_path / "4", full=full)
     assert logged(first) == pytest.approx(logged(fresh), abs=1e-5)
 
