@@ -333,8 +333,9 @@ def main(argv: list[str] | None = None) -> None:
         metrics = _last_evaluation(trainer)
         trainer.save_model()
         trainer.save_state()
+    tokens = trainer.total_tokens()
     if trainer.is_world_process_zero():
-        _report_end(trainer, metrics)
+        _report_end(trainer, tokens, metrics)
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=recipe.data.dataset_name)
     trainer.accelerator.end_training()
@@ -519,14 +520,14 @@ def _report_data(train: GroupDataset, evaluation: GroupDataset | None, folder: P
             logger.info("rejected rows with their reasons: %s", folder / name)
 
 
-def _report_end(trainer: GroupTrainer, metrics: dict[str, float]) -> None:
+def _report_end(trainer: GroupTrainer, tokens: int, metrics: dict[str, float]) -> None:
     report = trainer.data_report
     rows = {
         "groups trained on": report.kept,
         **{f"rows rejected: {reason}": count for reason, count in report.rejected.items()},
         **{f"rows noticed: {notice}": count for notice, count in report.notices.items()},
         "steps": trainer.state.global_step,
-        "tokens": trainer.tokens_seen,
+        "tokens": tokens,
     }
     shown = ("eval_loss", "eval_rewards/accuracies", "eval_rewards/margins")
     rows |= {name: round(metrics[name], 4) for name in shown if name in metrics}

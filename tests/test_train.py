@@ -111,6 +111,7 @@ def test_a_run_trains_evaluates_saves_and_says_what_became_of_the_data(
     assert float(table["eval_loss"]) < 1.0
     assert table["eval_rewards/accuracies"] in ("0.0", "1.0")
     assert table["saved to"] == str(out)
+    assert table["tokens"] == str(json.loads((out / "run.json").read_text())["tokens"])
     rejects = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
     assert [(r["origin"], r["reason"]) for r in rejects] == [
         ("pairs.jsonl:7", "identical"),

@@ -423,10 +423,11 @@ class GroupTrainer(_BaseTrainer):
             means = self._means["train"].reduced(self.accelerator)
             logs.update({name: float(mean.sum / mean.count) for name, mean in means.items()})
             self._means["train"].clear()
-            logs["num_tokens"] = self._total_tokens()
+            logs["num_tokens"] = self.total_tokens()
         super().log(logs, start_time)
 
-    def _total_tokens(self) -> int:
+    def total_tokens(self) -> int:
+        """Positions computed so far by all processes, which all have to ask."""
         tokens = torch.tensor(self.tokens_seen, device=self.args.device)
         return int(self.accelerator.reduce(tokens, reduction="sum"))
 
@@ -437,7 +438,7 @@ class GroupTrainer(_BaseTrainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Writes a checkpoint that is whole, or leaves everything as it was."""
         folder = Path(self._get_output_dir(trial))
-        self.consumed.tokens = self._total_tokens()
+        self.consumed.tokens = self.total_tokens()
         try:
             with whole_checkpoint(self, folder) as self._staging:
                 super()._save_checkpoint(model, trial)
