@@ -197,7 +197,9 @@ def test_an_adapter_of_a_base_in_four_bits_is_merged_into_its_weights_dequantise
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=nested
     )
     model = AutoModelForCausalLM.from_pretrained(base, quantization_config=quantised)
-    expected = token_logps(PeftModel.from_pretrained(model, folder).eval(), IDS)
+    # Not `eval`: in that bitsandbytes takes kernels of half precision where the CPU has AVX-512
+    # BF16, and those take no narrow layers.
+    expected = token_logps(PeftModel.from_pretrained(model, folder).train(), IDS)
     words = ["--load-in-4bit", *(["--use-bnb-nested-quant"] if nested else [])]
     found = merged(folder, *words)
     assert not hasattr(found.config, "quantization_config")
