@@ -51,7 +51,7 @@ class Opened:
         height = 844 if width < 600 else 900
         window = browser.new_context(viewport={"width": width, "height": height}, **settings)
         self.page = window.new_page()
-        self.page.set_default_timeout(20_000)
+        self.page.set_default_timeout(60_000)
         self.complaints: list[str] = []
         self.requests: list[str] = []
         self.page.on("console", lambda message: self.complaints.append(message.text))
