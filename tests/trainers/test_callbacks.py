@@ -73,17 +73,18 @@ def test_a_resumed_run_drops_what_was_logged_after_its_checkpoint(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "rest", ['{"step": 2, "lo', '{"step": 2, "lo{"step": 3, "loss": 3}\n', "[]"]
+    "rest", [b'{"step": 2, "lo', b'{"step": 2, "lo{"step": 3, "loss": 3}\n', b"[]", b"\0\xff"]
 )
 def test_a_line_that_a_crash_damaged_is_dropped_and_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, rest: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, rest: bytes
 ):
-    """It ends early, the next one is glued to it, or it is no record."""
+    """It ends early, the next one is glued to it, it is no record, or no text."""
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 1}\n' + rest)
+    path.write_bytes(b'{"step": 1, "loss": 1}\n' + rest)
     MetricsFile(path).on_train_begin(None, state(5), CONTROL)
     assert lines(path) == [{"step": 1, "loss": 1}]
-    assert f"{path}: dropped a line that a crash damaged: {rest.strip()}" in caplog.text
+    told = rest.decode(errors="replace").strip()
+    assert f"{path}: dropped a line that a crash damaged: {told}" in caplog.text
 
 
 def test_only_the_first_process_writes(tmp_path: Path):
