@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import logging
 import os
@@ -37,6 +39,12 @@ class Spread(NamedTuple):
         """Reads them off some values."""
         low, middle, high = np.percentile(values, (25, 50, 75))
         return cls(float(middle), float(low), float(high))
+
+
+def release() -> None:
+    """Gives what is no longer in use back to the system: it is not to count as there already."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak(device: str) -> float:

@@ -10,8 +10,6 @@ steps above the level before the first one, time the median of steps after it.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import os
 import random
@@ -27,6 +25,7 @@ from benchmarks._measure import (
     file_backed,
     in_fresh_process,
     peak,
+    release,
     reset_peak,
     table,
 )
@@ -146,9 +145,7 @@ def _measure(words: list[str]) -> Figures:
 
     said = estimate(parse_recipe(words), Options())
     trainer = build_trainer(parse_recipe(words))
-    gc.collect()
-    # What estimating and building have freed is not to count as there already.
-    ctypes.CDLL(None).malloc_trim(0)
+    release()
     level, mapped = reset_peak("cpu"), file_backed()
     with Turns(trainer, gradients=False) as turns:
         turns.step()

@@ -19,8 +19,6 @@ attention to be a small part of them, and the operations that a token needs stan
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import os
 import random
@@ -33,7 +31,15 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks._measure import be_quiet, file_backed, in_fresh_process, peak, reset_peak, table
+from benchmarks._measure import (
+    be_quiet,
+    file_backed,
+    in_fresh_process,
+    peak,
+    release,
+    reset_peak,
+    table,
+)
 
 if TYPE_CHECKING:
     from benchmarks._sides import Turns
@@ -158,8 +164,7 @@ def measure(points: Sequence[Point], steps: int) -> list[Figures]:
         # Before `datasets` is imported, which reads it once.
         os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")
         _start(WARM_UP, steps, folder / "warm up")
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # what that has freed is not to count as there already
+        release()
         started = [_start(point, steps + 1, folder / str(i)) for i, point in enumerate(points)]
         growth = _Growth()
         turns = [stack.enter_context(turn) for turn, _ in started]

@@ -30,7 +30,6 @@ optimiser or making of batches, between operations is Python.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
 import tempfile
@@ -43,7 +42,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from benchmarks._measure import Spread, be_quiet, in_fresh_process, peak, reset_peak, table
+from benchmarks._measure import Spread, be_quiet, in_fresh_process, peak, release, reset_peak, table
 
 if TYPE_CHECKING:
     from alignment.core.packing import TokenGroup
@@ -220,10 +219,7 @@ def measure_peak(file: Path) -> float:
     batch = [TokenGroup(**group) for group in setting["groups"]]
     trainer = trainer_for(side, shape, shape.model(), [batch], file.parent / "run", steps=1)
     trainer.remove_callback(PrinterCallback)
-    gc.collect()
-    if shape.device == "cpu":
-        # What building it has freed is not to count as there already.
-        ctypes.CDLL(None).malloc_trim(0)
+    release()
     level = reset_peak(shape.device)
     trainer.train()
     return (peak(shape.device) - level) / 1e6
