@@ -353,11 +353,9 @@ def report(figures: dict[str, Any]) -> str:
     }
     width = max(map(len, rows))
     lines = [f"{name:<{width}}  {value}" for name, value in rows.items()]
-    lines.append(
-        "Tokens and steps are exact; memory and time are estimates. The parts of a step are not"
-    )
-    lines.append(
-        "all there at once. Speed is that of this machine unless `--flops` names another's;"
-    )
-    lines.append("loading, saving and communication come on top.")
+    lines += [
+        "Tokens and steps are exact; memory and time are estimates. The parts of a step are not",
+        "all there at once. Speed is that of this machine unless `--flops` names another's;",
+        "loading, saving and communication come on top.",
+    ]
     return "\n".join(lines)

@@ -113,8 +113,11 @@ def run_shards(
     import ray.data
 
     command = {
-        **{"module": module, "words": list(words), "of": shards},
-        **{"output": str(output), "folder": str(Path.cwd())},
+        "module": module,
+        "words": list(words),
+        "output": str(output),
+        "of": shards,
+        "folder": str(Path.cwd()),
     }
     for number in range(1, shards + 1):
         _begun(Shard(number, shards), output).unlink(missing_ok=True)
