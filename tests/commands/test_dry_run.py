@@ -44,7 +44,7 @@ def test_plan_examples_and_preflight_are_shown_and_nothing_is_saved(
     dispatch(["train", "--dry-run", *words])
     shown = capsys.readouterr().out
     assert "6 of 4 groups" in shown
-    assert "total at the highest moment" in shown
+    assert "a step at its highest moment" in shown
     assert "example 1 of 5, pairs.jsonl:1" in shown
     assert "example 5 of 5, pairs.jsonl:12" in shown
     assert shown.count("chosen:") == shown.count("rejected:") == 5

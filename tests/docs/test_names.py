@@ -29,7 +29,7 @@ EXAMPLES = ("capitals", "revisions")
 names_of = cache(commands)
 verbs_of = cache(verbs)
 
-BENCHMARKS = {"against", "dtype", "flops"}
+BENCHMARKS = {"against", "dtype", "flops", "quick"}
 """Options of `python -m benchmarks.NAME`, which argparse knows."""
 
 _FILE = re.compile(
