@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import shutil
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -51,7 +52,7 @@ SUMMED = 1 << 30
 """Bytes up to which a file gets a checksum; of larger ones the size alone is compared."""
 
 LATEST = ("true", "auto", "latest")
-"""Words that stand for the newest checkpoint that is whole."""
+"""Words that stand for the checkpoint that was saved last and is whole."""
 
 _WORDS = {
     "trained": "trained part",
@@ -188,7 +189,8 @@ def commit(staged: Path, final: Path, origin: Origin, *, resumable: bool) -> Non
         resumable: It holds the state of optimiser and scheduler.
     """
     files = {str(path.relative_to(staged)): describe(path) for path in _files(staged)}
-    content = {"origin": asdict(origin), "resumable": resumable, "files": files}
+    about = {"origin": asdict(origin), "resumable": resumable, "saved": time.time()}
+    content = {**about, "files": files}
     (staged / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for path in _files(staged):
         _flush(path)
@@ -300,9 +302,22 @@ def _why_not_written(error: BaseException, folder: Path) -> str | None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints below an output folder, the newest step first."""
+    """The checkpoints below an output folder, the one saved last first.
+
+    Not the one of the highest step: that may be left of a run which this one was started anew over.
+    """
     found = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: -int(path.name.rpartition("-")[2]))
+    return sorted(found, key=_saved, reverse=True)
+
+
+def _saved(folder: Path) -> tuple[float, int]:
+    """When a checkpoint was saved, as it says itself, for copies have other times; and its step."""
+    step = int(folder.name.rpartition("-")[2])
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return float(content["saved"]), step
+    except (OSError, ValueError, KeyError, TypeError):
+        return folder.stat().st_mtime, step
 
 
 def damage(folder: Path) -> str | None:

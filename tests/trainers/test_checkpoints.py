@@ -219,6 +219,17 @@ def test_a_damaged_checkpoint_is_named_and_the_last_good_one_offered(
         resolve("latest", copied)
 
 
+def test_the_latest_is_of_the_run_that_was_started_last(copied: Path):
+    """A run over another one that ends early leaves checkpoints of higher steps behind it."""
+    assert resolve("latest", copied) == str(copied / "checkpoint-4")
+    run(copied, max_steps=2, **SAVING)
+    assert names(copied) == ["checkpoint-2", "checkpoint-4"]
+    assert resolve("latest", copied) == str(copied / "checkpoint-2")
+    for step, name in enumerate(("checkpoint-2", "checkpoint-4")):
+        os.utime(copied / name, (step, step))  # a copy may have any times
+    assert resolve("latest", copied) == str(copied / "checkpoint-2")
+
+
 def test_where_there_is_no_checkpoint_the_latest_is_none(tmp_path: Path):
     assert resolve("latest", tmp_path) is None
     assert resolve(None, tmp_path) is None
