@@ -22,7 +22,15 @@ from alignment.decoding.options import DecodingOptions
 from alignment.decoding.passes import Pass, RewardPass
 from alignment.decoding.processor import ContrastProcessor, DivergenceMeter
 from alignment.decoding.prompting import Asked, Prompting
-from alignment.llm.model import Encoded, Encoder, Guide, Loaded, LocalModel, load_pretrained
+from alignment.llm.model import (
+    Encoded,
+    Encoder,
+    Guide,
+    Loaded,
+    LocalModel,
+    cut_short,
+    load_pretrained,
+)
 from alignment.llm.protocol import CallError, Reply, Request, Sampling
 from alignment.llm.rows import Row
 
@@ -55,6 +63,15 @@ class Answers(NamedTuple):
     replies: list[Reply]
     kl: list[float] | None
     measuring: float
+
+    def replaced(self, rows: Sequence[int], others: Answers) -> Answers:
+        """Those with others in the place of some."""
+        replies, kl = list(self.replies), self.kl and list(self.kl)
+        for position, row in enumerate(rows):
+            replies[row] = others.replies[position]
+            if kl and others.kl:
+                kl[row] = others.kl[position]
+        return Answers(replies, kl, self.measuring + others.measuring)
 
 
 class Side(NamedTuple):
@@ -138,32 +155,41 @@ class Decoder:
         if self._soft.safe:
             first = first._replace(rows=[[*self._soft.safe, *first.rows[0]]])
             second = [*self._soft.adversarial, *second]
-            if self._local.room(max(len(first.rows[0]), len(second))) < 1:
+            if self._own.encoder.room(max(len(first.rows[0]), len(second))) < 1:
                 told = "with the soft prompt before it the prompt leaves no room for an answer"
                 raise CallError("failed", told)
         return Views(first, second, start)
 
     def answer(self, batch: Sequence[Views]) -> Answers:
         """The replies to requests of one verb and one sampling."""
+        made = self._write(batch)
+        most = [min(self._local.most(views.first), self._room(views)) for views in batch]
+        if cut := cut_short(made.replies, most):
+            made = made.replaced(cut, self.answer([batch[row] for row in cut]))
+        return made
+
+    def _write(self, batch: Sequence[Views]) -> Answers:
+        """One pass, in which the prompt that leaves least room bounds all answers."""
         first = [views.first for views in batch]
-        if self._second is None and self._start is None:
-            return Answers(self._local.answer(first), None, 0.0)
         processors: list[Callable[[Tensor, Tensor], Tensor]] = []
-        rooms = []
         if self._contrast is not None and self._second is not None:
-            rows = [views.second for views in batch]
-            rooms.append(_room(self._second, rows))
-            processors.append(ContrastProcessor(self._contrast, self._pass(self._second, rows)))
+            second = self._pass(self._second, [views.second for views in batch])
+            processors.append(ContrastProcessor(self._contrast, second))
         meter = None
         if self._start is not None:
-            rows = [views.start for views in batch]
-            rooms.append(_room(self._start, rows))
-            meter = self._meter(self._start, rows, first[0].request.sampling)
+            starts = [views.start for views in batch]
+            meter = self._meter(self._start, starts, first[0].request.sampling)
             processors.append(meter)
-        replies = self._local.answer(first, Guide(processors, min(rooms)))
+        replies = self._local.write(first, Guide(processors, min(map(self._room, batch))))
         if meter is None:
             return Answers(replies, None, 0.0)
         return Answers(replies, meter.total.tolist(), meter.seconds)
+
+    def _room(self, views: Views) -> int:
+        """Most tokens that an answer may have in the pass that has least room for it."""
+        own = (self._own, views.first.rows[0])
+        sides = (own, (self._second, views.second), (self._start, views.start))
+        return min(side.encoder.room(len(ids)) for side, ids in sides if side is not None)
 
     def _meter(self, start: Side, rows: Sequence[list[int]], sampling: Sampling) -> DivergenceMeter:
         ids, mask = self._local.padded(rows)
@@ -253,10 +279,6 @@ def _ids(side: Side | None, request: Request, asked: Asked) -> list[int]:
     if side is None:
         return []
     return side.encoder.encode(replace(request, verb=asked.verb, prompt=asked.prompt)).rows[0]
-
-
-def _room(side: Side, rows: Sequence[list[int]]) -> int:
-    return (side.loaded.longest or 10**9) - max(map(len, rows))
 
 
 def _parameters(model: Any) -> int:

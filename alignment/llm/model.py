@@ -6,10 +6,13 @@ Importing this module is cheap: torch is loaded when a model is.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jinja2 import TemplateError
 
 from alignment.cli import UserError
 from alignment.llm.fingerprint import fingerprint
@@ -71,13 +74,17 @@ class Encoder:
         """Whether messages can be put to this model."""
         return bool(self.tokenizer.chat_template)
 
+    def room(self, width: int) -> int:
+        """Most tokens that can follow a number of tokens."""
+        return (self.longest or 10**9) - width
+
     def encode(self, request: Request) -> Encoded:
         """The tokens of a request.
 
         Raises:
             UserError: Messages were given to a model without chat template.
-            CallError: The prompt leaves no room for an answer, or a text to score is empty, or one
-                holds half of a surrogate pair.
+            CallError: The prompt leaves no room for an answer, a text to score is empty, one holds
+                half of a surrogate pair, or the chat template refuses the messages.
         """
         text, special = self._text(request.prompt)
         for part in (text, *request.continuations):
@@ -108,10 +115,25 @@ class Encoder:
                 f"{self._name} has no chat template; give it plain text prompts, "
                 "which it completes as they stand"
             )
-        text = self.tokenizer.apply_chat_template(
-            list(prompt), add_generation_prompt=True, tokenize=False
-        )
+        with refusals_told():
+            text = self.tokenizer.apply_chat_template(
+                list(prompt), add_generation_prompt=True, tokenize=False
+            )
         return text, False
+
+
+@contextmanager
+def refusals_told() -> Iterator[None]:
+    """Tells by a `CallError` that a chat template does not take a conversation.
+
+    Templates refuse a system message, or roles that do not alternate, by errors of their own.
+    """
+    try:
+        yield
+    except (TemplateError, TypeError, ValueError, KeyError) as error:
+        raise CallError(
+            "failed", f"the chat template refuses the conversation: {shorten(error)}"
+        ) from None
 
 
 def _refuse_halves(text: str) -> None:
@@ -287,23 +309,38 @@ class LocalModel:
         """The tokens of a request, as `Encoder.encode` has it."""
         return self.encoder.encode(request)
 
-    def answer(self, batch: Sequence[Encoded], guide: Guide = NO_GUIDE) -> list[Reply]:
-        """The replies to requests of one verb and one sampling.
+    def answer(self, batch: Sequence[Encoded]) -> list[Reply]:
+        """The replies to requests of one verb and one sampling."""
+        import torch
+
+        if batch[0].request.verb == "score":
+            with torch.inference_mode():
+                return [self._score(encoded) for encoded in batch]
+        replies = self.write(batch)
+        if cut := cut_short(replies, list(map(self.most, batch))):
+            again = self.answer([batch[row] for row in cut])
+            for row, reply in zip(cut, again, strict=True):
+                replies[row] = reply
+        return replies
+
+    def write(self, batch: Sequence[Encoded], guide: Guide = NO_GUIDE) -> list[Reply]:
+        """The replies of one pass over requests of one sampling.
+
+        The prompt that leaves least room for an answer bounds all of them: see `cut_short`.
 
         Args:
             batch: The requests.
-            guide: What changes the logits of written answers, made for this very batch.
+            guide: What changes the logits, made for this very batch.
         """
         import torch
 
         with torch.inference_mode():
-            if batch[0].request.verb == "score":
-                return [self._score(encoded) for encoded in batch]
             return self._generate(batch, guide)
 
-    def room(self, width: int) -> int:
-        """Most tokens that can follow a number of tokens."""
-        return (self.encoder.longest or 10**9) - width
+    def most(self, encoded: Encoded) -> int:
+        """Most tokens of an answer, where the request stands alone."""
+        wanted = encoded.request.sampling.max_tokens or DEFAULT_MAX_TOKENS
+        return min(wanted, self.encoder.room(len(encoded.rows[0])))
 
     def padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask, (B, T) both, padded on the left."""
@@ -319,13 +356,13 @@ class LocalModel:
 
         sampling = batch[0].request.sampling
         ids, mask = self.padded([encoded.rows[0] for encoded in batch])
-        room = self.room(ids.shape[1])
+        most = min(map(self.most, batch))
         if guide.room is not None:
-            room = min(room, guide.room)
+            most = min(most, guide.room)
         top = sampling.top_logprobs
         config = GenerationConfig(
             do_sample=False,  # the noise below does the drawing
-            max_new_tokens=min(sampling.max_tokens or DEFAULT_MAX_TOKENS, room),
+            max_new_tokens=most,
             eos_token_id=sorted(self.ends) or None,
             pad_token_id=self.pad,
             stop_strings=list(sampling.stop) or None,
@@ -386,6 +423,22 @@ class LocalModel:
             completion_tokens=0,
             logps=tuple(tuple(row[-count:]) for row, count in scores),
         )
+
+
+def cut_short(replies: Sequence[Reply], most: Sequence[int]) -> list[int]:
+    """The rows of a batch whose answers ended early because a neighbour had no more room.
+
+    That neighbour is not among them, so that asking them again by themselves comes to an end.
+
+    Args:
+        replies: Of the batch.
+        most: Most tokens of each answer, where its request stands alone.
+    """
+    return [
+        row
+        for row, (reply, own) in enumerate(zip(replies, most, strict=True))
+        if reply.outcome == "truncated" and (reply.completion_tokens or 0) < own
+    ]
 
 
 def _processors(

@@ -7,7 +7,7 @@ from typing import Any
 
 from alignment.cli import UserError
 from alignment.llm.gather import Gatherer
-from alignment.llm.model import PROVIDER, load_pretrained
+from alignment.llm.model import PROVIDER, load_pretrained, refusals_told
 from alignment.llm.protocol import CallError, Reply, Request, Verb
 
 
@@ -43,11 +43,12 @@ class RewardBackend:
         """Queues a conversation and waits for its reward.
 
         Raises:
-            CallError: The conversation is longer than the model takes.
+            CallError: The conversation is longer than the model takes, or its template refuses it.
         """
-        tokens: list[int] = self._loaded.tokenizer.apply_chat_template(
-            list(request.prompt), tokenize=True, return_dict=False
-        )
+        with refusals_told():
+            tokens: list[int] = self._loaded.tokenizer.apply_chat_template(
+                list(request.prompt), tokenize=True, return_dict=False
+            )
         longest = self._loaded.longest
         if longest is not None and len(tokens) > longest:
             raise CallError("failed", f"it has {len(tokens)} tokens, the model takes {longest}")

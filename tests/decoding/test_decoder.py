@@ -105,16 +105,16 @@ def test_an_interrupted_contrast_goes_on_and_another_one_is_refused(
     settings["report"] = work / "report.json"
     run(work, model_dir, "whole.jsonl", **settings)
     whole = Figures.read(work / "report.json")
-    answer, asked = LocalModel.answer, list[int]()
+    write, asked = LocalModel.write, list[int]()
 
     def interrupted(self: LocalModel, *batch: Any) -> Any:
         asked.append(1)
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return answer(self, *batch)
+        return write(self, *batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LocalModel, "answer", interrupted)
+        patch.setattr(LocalModel, "write", interrupted)
         with pytest.raises(Stopped, match="4 of 7 rows are missing"):
             run(work, model_dir, **settings)
     other = {**settings, "contrast_kwargs": {"amateur_weight": 2.0}, "resume": True}
@@ -273,3 +273,22 @@ def test_a_second_prompt_that_leaves_no_room_is_rejected(work: Path, model_dir: 
     assert len(made) == 1
     (rejected,) = [row for _, row in read_rows(work / "out.jsonl.rejects.jsonl")]
     assert "the model takes 24" in rejected["message"]
+
+
+@pytest.mark.parametrize("small", ["model", "second"])
+def test_an_answer_is_not_cut_because_a_neighbour_has_no_more_room(work: Path, small: str):
+    """Prompts of several lengths before models one of which takes 64 tokens."""
+    folders = [save_tiny(work / "model", max_position_embeddings=64 if small == "model" else 4096)]
+    folders += [save_tiny(work / "second", seed=1, max_position_embeddings=64)]
+    settings: dict[str, Any] = {"contrast": "obrien_lewis", "amateur": folders[1]}
+    settings |= {"kl_from": folders[1], "max_tokens": 30, "chunk_size": 7}
+    (work / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": "the user " * n, "id": n}) + "\n" for n in (24, 1, 9, 16, 2))
+    )
+    alone = run(work, folders[0], "alone.jsonl", **settings, batch_size=1)
+    together = run(work, folders[0], **settings, batch_size=5)
+    assert texts(together) == texts(alone)
+    assert len({len(row["response"]) for row in alone}) > 1
+    assert [row["meta"]["kl"] for row in together] == pytest.approx(
+        [row["meta"]["kl"] for row in alone], abs=1e-4
+    )

@@ -17,10 +17,11 @@ from alignment.llm import protocol
 from alignment.llm.engine import LLM
 from alignment.llm.fingerprint import fingerprint
 from alignment.llm.local import LocalBackend
-from alignment.llm.model import Encoded, LocalModel, _GumbelNoise
+from alignment.llm.model import Encoded, Encoder, LocalModel, _GumbelNoise
 from alignment.llm.pacing import Limits
 from alignment.llm.protocol import CallError, Message, Reply, Request, Sampling
-from tests.tiny import save_tiny, tiny_tokenizer
+from alignment.llm.reward import RewardBackend
+from tests.tiny import save_tiny, save_tiny_reward, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,18 @@ def test_a_draw_does_not_depend_on_its_neighbours_in_the_batch(local: LocalModel
     alone = [local.answer([one])[0] for one in encoded]
     assert together == alone
     assert len({reply.text for reply in together}) == 5
+
+
+def test_an_answer_is_not_cut_because_a_neighbour_has_no_more_room(tmp_path: Path):
+    local = LocalModel(str(save_tiny(tmp_path, max_position_embeddings=64)), "cpu")
+    sampling = Sampling(seed=7, max_tokens=40)
+    texts = ["the", "the user " * 22, "what", "the user " * 15]
+    encoded = [local.encode(Request("complete", text, sampling=sampling)) for text in texts]
+    alone = [local.answer([one])[0] for one in encoded]
+    assert local.answer(encoded) == alone
+    least = 64 - len(encoded[1].rows[0])
+    assert alone[1].completion_tokens == least
+    assert any((reply.completion_tokens or 0) > least for reply in alone)
 
 
 def test_draws_follow_the_softmax_of_the_scores():
@@ -151,6 +164,23 @@ def test_a_prompt_longer_than_the_model_takes_is_a_failed_call(tmp_path: Path):
     local = LocalModel(str(save_tiny(tmp_path, max_position_embeddings=16)), "cpu")
     with pytest.raises(CallError, match=r"the prompt has .* tokens, the model takes 16"):
         local.encode(Request("complete", "x" * 40))
+
+
+REFUSING = "{{ raise_exception('System role not supported') }}"
+
+
+def test_a_conversation_that_the_template_refuses_is_a_failed_call(tmp_path: Path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = REFUSING
+    encoder = Encoder(tokenizer, "m", None)
+    told = "the chat template refuses the conversation: System role not supported"
+    with pytest.raises(CallError, match=told):
+        encoder.encode(Request("chat", user("hello")))
+    folder = save_tiny_reward(tmp_path)
+    tokenizer.save_pretrained(folder)
+    backend = RewardBackend(str(folder), "cpu")
+    with pytest.raises(CallError, match=told):
+        asyncio.run(backend.ask(Request("reward", user("hello"))))
 
 
 def test_half_of_a_surrogate_pair_is_a_failed_call(local: LocalModel):
