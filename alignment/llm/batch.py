@@ -90,6 +90,7 @@ class BatchBackend:
         self.provider = server.provider
         self.model = server.model
         self.fingerprint = server.fingerprint
+        self.url = server.url
         self._server = server
         self._submissions = submissions
         self._bounds = bounds or Bounds()

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignment.cli import UserError, say
+from alignment.llm.calls import source_of
 from alignment.llm.engine import LLM
-from alignment.llm.fingerprint import identity
+from alignment.llm.fingerprint import cached_commit, identity
 from alignment.llm.ledger import Ledger
 from alignment.llm.lock import locked
 from alignment.llm.options import CallOptions, ShardOptions, part_of
@@ -92,9 +93,10 @@ def run_rows(  # noqa: PLR0913 - all named
 
     Raises:
         Stopped: As for `map_rows`.
-        UserError: As for `map_rows`.
+        UserError: As for `map_rows`; or two servers' models are one to the ledger.
         SystemExit: After a dry run, or a shard.
     """
+    _check_told_apart(models)
     part = part_of(options)
     if part is not None:
         rows, output, total = part.rows(rows), part.file(output), None
@@ -125,6 +127,23 @@ def run_rows(  # noqa: PLR0913 - all named
     return made
 
 
+def _check_told_apart(models: Sequence[LLM]) -> None:
+    """Refuses two servers on one host whose models have one name.
+
+    The ledger leaves ports out, as a server may come back at another one; such models would answer
+    for each other.
+    """
+    urls: dict[tuple[str, ...], str] = {}
+    for backend in (model.backend for model in models):
+        url = getattr(backend, "url", "")
+        known = urls.setdefault(tuple(source_of(backend).values()), url)
+        if url != known:
+            raise UserError(
+                f"{known} and {url} both have a model named `{backend.model}`, which the ledger "
+                "cannot tell apart: give one another name where it is served"
+            )
+
+
 def _dry_run(
     model: str, base_url: str | None, ledger: Ledger, options: CallOptions, limits: Limits
 ) -> LLM:
@@ -139,9 +158,17 @@ def _dry_run(
     if base_url is not None or model.startswith(_ELSEWHERE):
         return DryRun(_backend(model, base_url, options), ledger, limits, tokens_of)
     # Nothing is loaded that takes long.
-    provider = "transformers" if name == model else "vllm"
-    known = identity(name, options.model_revision)
-    return DryRun(Unasked(provider, *known), ledger, limits, tokens_of)
+    return DryRun(Unasked(*_ledger_names(model, options)), ledger, limits, tokens_of)
+
+
+def _ledger_names(model: str, options: CallOptions) -> tuple[str, str, str]:
+    """Provider, name and fingerprint of a model for this process, as its backend has them."""
+    from alignment.llm.model import PROVIDER
+
+    kind, _, name = model.rpartition(":")
+    if kind in ("vllm", "comet"):
+        return kind, *identity(name, options.model_revision)
+    return f"{PROVIDER} {kind}".strip(), *identity(name, cached_commit(name))
 
 
 def _server(model: str, base_url: str, options: CallOptions) -> OpenAIBackend:

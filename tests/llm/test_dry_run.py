@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from alignment.__main__ import dispatch
+from alignment.cli import UserError
+from alignment.llm.calls import source_of
+from alignment.llm.connect import connect
+from alignment.llm.fingerprint import cached_commit
+from alignment.llm.ledger import Ledger
+from alignment.llm.options import CallOptions
 from tests.llm.server import Answer, Body, ScriptedServer, serve
+from tests.tiny import save_tiny, save_tiny_reward
 
 ROWS = 5
 
@@ -208,3 +215,46 @@ def test_rows_that_a_model_here_has_answered_are_not_counted(
     with pytest.raises(SystemExit):
         dispatch([*command, "--model", str(model_dir), "--chunk-size", "2", "--dry-run"])
     assert ": 3 calls to make" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["", "reward:"])
+def test_a_dry_run_looks_under_the_names_of_the_run(kind: str, tmp_path: Path):
+    """Those of the backend, also where a revision is named that it does not read."""
+    folder = save_tiny_reward(tmp_path) if kind else save_tiny(tmp_path)
+    settings = [
+        CallOptions(device="cpu", model_revision="v1", dry_run=dry) for dry in (False, True)
+    ]
+    with Ledger(None) as ledger:
+        run, dry = (connect(f"{kind}{folder}", None, ledger, options) for options in settings)
+        assert source_of(dry.backend) == source_of(run.backend)
+
+
+def test_a_model_of_the_hub_is_known_by_the_commit_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = tmp_path / "models--some--model"
+    (model / "snapshots" / "abc").mkdir(parents=True)
+    (model / "snapshots" / "abc" / "config.json").write_text("{}")
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert cached_commit("some/model") == "abc"
+    assert cached_commit("some/other") is None
+    assert cached_commit("./some/model") is None
+    (tmp_path / "some" / "model").mkdir(parents=True)
+    assert cached_commit("some/model") is None  # a folder here
+
+
+def test_two_servers_on_one_host_with_one_name_for_their_models_are_refused(tmp_path: Path):
+    """The ledger leaves ports out, so one would answer for the other."""
+    prompts = write(tmp_path / "p.jsonl", prompt="say")
+    first, second = "http://localhost:1/v1", "http://localhost:2/v1"
+    student = ["--model", "default", "--base-url", first]
+    teacher = ["--teacher-model", "default", "--teacher-url", second]
+    files = ["--input", str(prompts), "--output", str(tmp_path / "out.jsonl")]
+    with pytest.raises(UserError, match="both have a model named `default`, which the ledger"):
+        dispatch(["build", "distill_pairs", *files, *student, *teacher, "--dry-run"])
+    teacher[1] = "large"
+    with pytest.raises(SystemExit):
+        dispatch(["build", "distill_pairs", *files, *student, *teacher, "--dry-run"])
