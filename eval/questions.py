@@ -59,6 +59,11 @@ def read_questions(path: Path, references: Path | None = None) -> list[Question]
         reference = known.get(question) or row.get("reference") or ()
         if category not in REFERENCED:
             reference = ()
+        if reference and not _is_pair(reference):
+            raise UserError(
+                f"{name}: `reference` must be a list of two texts, one for each turn; mend it, or "
+                "leave it out where there is none"
+            )
         questions[question] = Question(question, category, turns, tuple(reference))
     if not questions:
         raise UserError(f"{path}: the file holds no questions")
@@ -107,9 +112,14 @@ def _rows(path: Path) -> Iterator[tuple[str, str, Row, tuple[str, ...]]]:
         turns: Any = row.get("turns")
         if turns is None and row.get("choices"):
             turns = row["choices"][0].get("turns")
-        is_pair = isinstance(turns, list) and len(turns) == 2
-        if not is_pair or not all(isinstance(turn, str) for turn in turns):
+        if not _is_pair(turns):
             raise UserError(f"{name}: `turns` must be two texts")
         if row.get("question_id") is None:
             raise UserError(f"{name}: there is no `question_id`")
         yield name, str(row["question_id"]), row, (*turns,)
+
+
+def _is_pair(turns: Any) -> bool:
+    """Whether this is a list or tuple of two texts."""
+    is_pair = isinstance(turns, list | tuple) and len(turns) == 2
+    return is_pair and all(isinstance(turn, str) for turn in turns)

@@ -229,6 +229,21 @@ def test_an_answer_that_does_not_fit_is_named(tmp_path: Path, change: dict, mess
         run(tmp_path, "--answers", write(tmp_path / "given.jsonl", rows))
 
 
+@pytest.mark.parametrize("reference", ["42 apples", ["42 apples"], ["a", None], {"turns": ["a"]}])
+def test_a_reference_that_does_not_fit_is_named(tmp_path: Path, reference: object):
+    rows = [{"question_id": 1, "category": "math", "turns": ["a", "b"], "reference": reference}]
+    path = write(tmp_path / "questions.jsonl", rows)
+    with pytest.raises(UserError, match=r"questions\.jsonl:1: `reference` must be a list of two"):
+        read_questions(path)
+
+
+@pytest.mark.parametrize("reference", [None, []])
+def test_a_question_may_have_no_reference(tmp_path: Path, reference: object):
+    rows = [{"question_id": 1, "category": "math", "turns": ["a", "b"], "reference": reference}]
+    (question,) = read_questions(write(tmp_path / "questions.jsonl", rows))
+    assert question.reference == ()
+
+
 def test_a_doubled_answer_is_named(tmp_path: Path):
     row = {"question_id": 81, "model": "m", "turns": ["a", "b"]}
     with pytest.raises(UserError, match=r"given\.jsonl:2: m answers question 81 twice"):
