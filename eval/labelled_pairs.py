@@ -119,18 +119,17 @@ def _lengths(row: Row) -> tuple[int, int] | None:
 
 
 def _judge_columns(rows: Sequence[Row]) -> list[str]:
-    """The columns that hold labels in every row and are no one's else."""
+    """The columns that hold labels or nothing, at least one label, and are no one's else."""
     names = {name for row in rows for name in row} - _NAMED - _TEXTS
     candidates = sorted(name for name in names if not _ANNOTATOR.fullmatch(name))
-    return [name for name in candidates if all(_is_label(row.get(name)) for row in rows)]
+    return [name for name in candidates if _are_labels([row.get(name) for row in rows])]
 
 
-def _is_label(value: Any) -> bool:
+def _are_labels(values: Sequence[Any]) -> bool:
     try:
-        _label(value, "")
+        return {_label(value, "") for value in values} != {None}
     except ValueError:
         return False
-    return True
 
 
 def _label(value: Any, column: str) -> int | None:

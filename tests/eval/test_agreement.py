@@ -198,6 +198,20 @@ def test_a_report_to_read_says_the_same(tmp_path: Path, capsys: pytest.CaptureFi
     assert json.loads(out.read_text())["judges"]["j"]["kappa"] == 1.0
 
 
+@pytest.mark.parametrize("empty", ["", None, "na"])
+def test_a_column_without_a_label_is_no_judge(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], empty: object
+):
+    rows = [{"label": 1, "judges": {"j": 1}, "comment": empty} for _ in range(5)]
+    assert report(capsys, write(tmp_path, rows))["judges"].keys() == {"j"}
+
+
+def test_a_column_with_some_labels_is_a_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = [{"label": 1, "j": said} for said in (1, 2, None, "error")]
+    made = report(capsys, write(tmp_path, rows), "--allow-missing")
+    assert (made["judges"]["j"]["n"], made["judges"]["j"]["unparsed"]) == (4, 2)
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
