@@ -78,7 +78,7 @@ def read_segments(path: Path) -> list[Segment]:
     """The segments of a file.
 
     Raises:
-        UserError: A row has no prompt or no reference; it is named.
+        UserError: A row has no prompt or no reference, or what is no text; it is named.
     """
     segments = []
     for name, row in read_rows(path):
@@ -91,8 +91,11 @@ def read_segments(path: Path) -> list[Segment]:
         texts = references if isinstance(references, list) else []
         if not texts or not all(isinstance(text, str) and text for text in texts):
             raise UserError(f"{name}: `reference` must be a translation or a list of them")
-        source, direction = row.get("source", prompt), row.get("direction", "")
-        segments.append(Segment(prompt, str(source), tuple(texts), str(direction)))
+        source, direction = row.get("source") or prompt, row.get("direction") or ""
+        for column, value in (("source", source), ("direction", direction)):
+            if not isinstance(value, str):
+                raise UserError(f"{name}: `{column}` must be text or null, got `{value}`")
+        segments.append(Segment(prompt, source, tuple(texts), direction))
     if not segments:
         raise UserError(f"{path}: the file holds no references")
     return segments

@@ -246,6 +246,19 @@ def test_a_row_without_reference_is_named(tmp_path: Path, reference: Any):
         read_segments(path)
 
 
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_a_source_or_direction_of_nothing_is_not_told(tmp_path: Path, nothing: object):
+    row = {"prompt": "p", "reference": "r", "source": nothing, "direction": nothing}
+    assert read_segments(write(tmp_path / "r.jsonl", [row])) == [Segment("p", "p", ("r",), "")]
+
+
+@pytest.mark.parametrize("column", ["source", "direction"])
+def test_a_source_or_direction_that_is_no_text_is_named(tmp_path: Path, column: str):
+    path = write(tmp_path / "references.jsonl", [{"prompt": "p", "reference": "r", column: 3}])
+    with pytest.raises(UserError, match=rf"references\.jsonl:1: `{column}` must be text"):
+        read_segments(path)
+
+
 def test_a_file_that_is_given_twice_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     references(tmp_path)
     path = translations(tmp_path, "a.jsonl", REFERENCES)
