@@ -17,7 +17,7 @@ from alignment.cli import UserError, check_counts, parse, run, tell, unknown
 from alignment.core.rows import read_rows
 from eval.coefficients import cohen_kappa, gwet_ac1, krippendorff_alpha, rogan_gladen
 from eval.labelled_pairs import FIRST, SECOND, TIE, LabelledPair, Verdicts, read_pairs
-from eval.stats import ENOUGH_JUDGED, bootstrap_mean
+from eval.stats import ENOUGH_JUDGED, bootstrap_mean, check_seed
 
 LABELS = (TIE, FIRST, SECOND)
 _MEASURES = ("apparent", "sensitivity", "specificity", "corrected", "corrected_ci")
@@ -49,6 +49,7 @@ class Options:
 
     def __post_init__(self) -> None:
         check_counts(self, "resamples")
+        check_seed(self)
 
 
 def among_annotators(pairs: Sequence[LabelledPair]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from eval.alpaca_report import (
 from eval.annotations import Benchmark, read_annotations, read_reference
 from eval.bundle import MANIFEST, seal, unseal, write_lines
 from eval.judge_files import JudgeOptions
-from eval.stats import ENOUGH_JUDGED
+from eval.stats import ENOUGH_JUDGED, check_seed
 
 ANSWERS, VERDICTS, PROMPTS = "answers.jsonl", "verdicts.jsonl", "prompts.jsonl"
 REFERENCE, RESULTS = "reference.jsonl", "results.json"
@@ -117,6 +117,7 @@ class Options(JudgeOptions):
         if self.weights is not None and len(self.weights) != 3:
             raise ValueError("`weights` takes three numbers: of length, difficulty and model")
         check_counts(self, "resamples")
+        check_seed(self)
 
 
 def from_annotations(options: Options) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from alignment.cli import UserError, parse, run, tell
+from alignment.cli import UserError, check_counts, parse, run, tell
 from alignment.core.rows import read_rows
 from alignment.llm.connect import connect, open_ledger, run_rows
 from alignment.llm.protocol import Message, Sampling
@@ -25,6 +25,7 @@ from eval.judge import ORDERS, Comparison, Judge, Side, Verdict, VerdictError, c
 from eval.judge_files import JudgeOptions, open_judge
 from eval.judgments import TURNS, average, intervals, judged_again, read_judgments, refuse_unjudged
 from eval.questions import Answers, Question, are_official, read_answers, read_questions
+from eval.stats import check_seed
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,8 @@ class Options(JudgeOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_counts(self, "resamples")
+        check_seed(self)
         sources = [self.judgments, self.bundle, self.output]
         if sum(source is not None for source in sources) != 1:
             raise ValueError(

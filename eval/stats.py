@@ -76,6 +76,19 @@ class HeadToHead(NamedTuple):
     n_draws: int
 
 
+def check_seed(options: Any) -> None:
+    """Refuses a seed below 0, which nothing can be drawn under.
+
+    Args:
+        options: What has it as `seed`.
+
+    Raises:
+        ValueError: It is below 0.
+    """
+    if options.seed < 0:
+        raise ValueError(f"`seed` is {options.seed}; it must be at least 0")
+
+
 def head_to_head(preferences: npt.ArrayLike) -> HeadToHead:
     """The numbers of AlpacaEval's table that need no lengths.
 

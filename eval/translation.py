@@ -22,7 +22,7 @@ from alignment.core.rows import read_rows
 from alignment.llm.prompts import as_text, shorten
 from alignment.llm.rows import Reject, Row, prompt_of, response_of
 from eval.answering import AnswerOptions, answered
-from eval.stats import bootstrap_mean
+from eval.stats import bootstrap_mean, check_seed
 
 
 @dataclass(kw_only=True)
@@ -52,7 +52,8 @@ class Options(AnswerOptions):
             raise ValueError("give `--answers` (files of translations) or `--model` to be asked")
         if self.output is None and (self.model or self.baseline_model):
             raise ValueError("`--output` is needed: the folder for what the model translates")
-        check_counts(self, "resamples", "seed", "batch_size")
+        check_counts(self, "resamples", "batch_size")
+        check_seed(self)
 
 
 Scorer: TypeAlias = "Callable[[list[dict[str, str]]], Sequence[float]]"

@@ -13,7 +13,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from alignment.cli import UserError, parse, run, tell
+from alignment.cli import UserError, check_counts, parse, run, tell
 from alignment.core.rows import read_rows
 from alignment.llm.connect import open_ledger, run_rows
 from alignment.llm.ledger import Ledger
@@ -25,7 +25,7 @@ from eval.answers import warn_of_repetition
 from eval.bundle import MANIFEST, seal, unseal
 from eval.judge import Judge, PairJudge, compare
 from eval.judge_files import JudgeOptions, open_judge
-from eval.stats import ENOUGH_JUDGED, refuse_unjudged
+from eval.stats import ENOUGH_JUDGED, check_seed, refuse_unjudged
 from eval.tournament import report
 
 FOLLOWS_ORDER = 0.5
@@ -64,6 +64,8 @@ class Options(AnswerOptions, JudgeOptions, ShardOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_counts(self, "resamples")
+        check_seed(self)
         if self.bundle is not None:
             if self.answers or self.model or self.output:
                 raise ValueError(

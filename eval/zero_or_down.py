@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from alignment.cli import UserError, parse, run, say
+from alignment.cli import UserError, check_counts, parse, run, say
 from alignment.core.groups import CHOSEN, Content, RowError, group_from_row, text_of
 from alignment.core.rows import read_rows
 from alignment.llm.connect import connect, open_ledger, run_rows
@@ -23,7 +23,7 @@ from alignment.llm.protocol import Request, Sampling
 from alignment.llm.rows import Reject, Row
 from eval.judge import compare
 from eval.judge_files import JudgeOptions, open_judge
-from eval.stats import refuse_unjudged, summarise
+from eval.stats import check_seed, refuse_unjudged, summarise
 
 
 @dataclass(kw_only=True)
@@ -46,6 +46,11 @@ class Options(JudgeOptions):
     allow_missing: bool = field(
         default=False, metadata={"help": "report although many verdicts cannot be read"}
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, "prompts")
+        check_seed(self)
 
 
 def diagnose(options: Options) -> dict[str, Any]:

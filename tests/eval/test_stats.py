@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from alignment.__main__ import dispatch
 from alignment.cli import UserError
 from eval.stats import bootstrap_mean, holm, refuse_unjudged, sign_flip, summarise, win_rate
 
@@ -127,3 +128,25 @@ def test_holms_correction_is_that_of_statsmodels():
     p_values = np.random.default_rng(0).random(20) ** 2
     theirs = multitest.multipletests(p_values, method="holm")[1]
     assert holm(p_values.tolist()) == pytest.approx(theirs.tolist())
+
+
+EVALUATORS = {
+    "agreement": ["--pairs", "p"],
+    "alpaca_eval": ["--annotations", "a", "--prompts", "p"],
+    "mt_bench": ["--judgments", "j"],
+    "translation": ["--references", "r", "--answers", "a"],
+    "winrate": ["--answers", "a", "--baseline", "b", "--output", "o"],
+    "zero_or_down": ["--pairs", "p", "--output", "o", "--model", "m"],
+}
+
+
+@pytest.mark.parametrize("name", EVALUATORS)
+def test_what_nothing_can_be_drawn_with_is_told_before_anything_is_read(name: str):
+    command = ["eval", name, *EVALUATORS[name]]
+    drawn = "prompts" if name == "zero_or_down" else "resamples"
+    with pytest.raises(UserError, match=f"`{drawn}` is 0; it must be at least 1"):
+        dispatch([*command, f"--{drawn}", "0"])
+    with pytest.raises(UserError, match="`seed` is -1; it must be at least 0"):
+        dispatch([*command, "--seed", "-1"])
+    with pytest.raises(UserError, match="no such file"):
+        dispatch([*command, "--seed", "0"])
