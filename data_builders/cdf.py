@@ -21,12 +21,12 @@ from alignment.core.groups import Content, Group
 from alignment.core.rows import read_rows
 from alignment.llm.engine import LLM
 from alignment.llm.prompts import Template, as_messages, as_text
-from alignment.llm.protocol import CallError, Message, Prompt, Sampling
+from alignment.llm.protocol import CallError, Message, Prompt, Reply, Sampling
 from alignment.llm.rows import PROMPT_COLUMNS, Reject, Row, prompt_of
 from data_builders.base import PROMPTS, Build, BuildOptions, JudgeOptions, ModelAt, build_dataset
 from data_builders.markers import split_reply
 from data_builders.pairs import DrawOptions, Side, draw, pair_of
-from data_builders.survey import Survey
+from data_builders.survey import Survey, unsurveyed
 from eval.judge import compare, pairwise_judge
 
 Feedback = Literal["critique", "refinement", "preference"]
@@ -122,9 +122,15 @@ def builder(options: Options) -> Build:
         lambda: read_rows(options.input), thirds, options
     )
 
+    async def answered(prompt: Prompt, llm: LLM) -> Reply:
+        reply = await draw(llm, prompt, options)
+        if not reply.text.strip():
+            raise Reject("empty", "the model said nothing")
+        return reply
+
     async def difficulty(row: Row, llm: LLM) -> Difficulty:
         prompt = prompt_of(row)
-        answer = await draw(llm, prompt, options)
+        answer = await answered(prompt, llm)
         plain = options.format == "complete" and isinstance(prompt, str)
         asked = prompt if plain else as_messages(prompt)
         return Difficulty(await perplexity(llm, asked, answer.text), as_text(prompt))
@@ -134,10 +140,10 @@ def builder(options: Options) -> Build:
         if options.split:
             found = await difficulty(row, models[0])
             parts = await survey.conclusion(lambda row: difficulty(row, models[0]))
+            if found.prompt not in parts:
+                raise unsurveyed()
             feedbacks, meta = (parts[found.prompt],), {"perplexity": found.perplexity}
-        reply = await draw(models[0], prompt, options)
-        if not reply.text.strip():
-            raise Reject("empty", "the model said nothing")
+        reply = await answered(prompt, models[0])
         answer = Side(reply.text, models[0].model, on_policy=True)
         made = (giving.pair(feedback, prompt, answer, meta, *models) for feedback in feedbacks)
         return list(await asyncio.gather(*made))

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ from alignment.llm.rows import (
 )
 from data_builders.base import PROMPTS, Build, DataOptions, JudgeOptions, ModelAt, build_dataset
 from data_builders.pairs import DrawOptions, draw, like
-from data_builders.survey import Survey
+from data_builders.survey import Survey, unsurveyed
 
 VERSION = "1"
 """Of the prompt and the parsers together; rows made by different versions are told apart by it."""
@@ -144,27 +145,29 @@ class Quota:
 
     Args:
         keys: What names each row without fault, alike for like rows; None for one with a fault.
-        ratio: Most of the ones for each of the others; None for all.
+        ratio: Most of the ones for each of the others.
         seed: Decides which, whatever the order of the rows.
 
     Attributes:
-        left: Key -> how many rows with it may still be kept.
+        left: Key -> how many rows with it may still be kept, 0 for those that were not drawn.
     """
 
-    def __init__(self, keys: Sequence[str | None], ratio: float | None, seed: int) -> None:
+    def __init__(self, keys: Sequence[str | None], ratio: float, seed: int) -> None:
         positives = [key for key in keys if key is not None]
-        most = len(positives)
-        if ratio is not None:
-            most = math.floor(Fraction(str(ratio)) * (len(keys) - len(positives)))
+        most = math.floor(Fraction(str(ratio)) * (len(keys) - len(positives)))
         positives.sort(key=lambda key: _digest(str(seed), key))
-        self.left = Counter(positives[:most])
+        self.left = Counter(dict.fromkeys(positives, 0))
+        self.left.update(positives[:most])
 
     def take(self, key: str) -> None:
         """Uses up a place.
 
         Raises:
-            Reject: `downsampled` where none is left for this row.
+            Reject: `downsampled` where none is left for this row, `unsurveyed` where it was not
+                among the keys.
         """
+        if key not in self.left:
+            raise unsurveyed()
         if not self.left[key]:
             raise Reject(
                 "downsampled",
@@ -180,16 +183,15 @@ def builder(options: Options) -> Build:
     Raises:
         UserError: The prompt file cannot be used.
     """
-    judging = _Judging(options)
-
-    def quota(keys: list[str | None]) -> Quota:
-        return Quota(keys, options.positives_per_negative, options.seed)
-
-    survey = Survey(lambda: _rows(options), quota, options)
+    judging, ratio = _Judging(options), options.positives_per_negative
+    survey: Survey[str | None, Quota] | None = None
+    if ratio is not None:
+        quota = partial(Quota, ratio=ratio, seed=options.seed)
+        survey = Survey(lambda: _rows(options), quota, options)
 
     async def build(row: Row, *models: LLM) -> Row:
         made = await judging.judged(row, *models)
-        if (key := _key(made)) is not None:
+        if survey is not None and (key := _key(made)) is not None:
             (await survey.conclusion(lambda row: judging.key(row, *models))).take(key)
         return made
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Generic, TypeVar
 
 from alignment.llm.options import CallOptions, part_of
-from alignment.llm.protocol import CallError
+from alignment.llm.protocol import GO_ON, CallError
 from alignment.llm.rows import Named, Reject, Row
 
 T = TypeVar("T")
@@ -42,8 +42,8 @@ class Survey(Generic[T, C]):
         """What follows from all rows.
 
         Args:
-            look: What to learn of a row; a row that it rejects gives nothing. The first caller's
-                look serves all.
+            look: What to learn of a row; a row that it rejects, or that gets no answer, gives
+                nothing. The first caller's look serves all.
 
         Raises:
             Reject: `not_joined` in a shard, which sees a part of the rows.
@@ -65,6 +65,11 @@ class Survey(Generic[T, C]):
         while ready:
             found += await ready.popleft()
         return self._conclude(found)
+
+
+def unsurveyed() -> Reject:
+    """Why a row is rejected whose look got no answer, although its own calls get one later."""
+    return Reject("unsurveyed", f"no answer came when all rows were looked at; {GO_ON}")
 
 
 async def _one(row: Row, look: Callable[[Row], Awaitable[T]]) -> list[T]:

@@ -12,8 +12,8 @@ import pytest
 from alignment.cli import UserError, parse
 from alignment.llm.program import FakeLLM
 from alignment.llm.prompts import as_text, sections
-from alignment.llm.protocol import Reply, Request
-from alignment.llm.rows import Row
+from alignment.llm.protocol import CallError, Reply, Request
+from alignment.llm.rows import Reject, Row
 from data_builders.cdf import FEEDBACKS, Difficulty, Options, builder, perplexity, thirds
 from tests.data_builders.checks import builds_on, survives_a_kill, trains
 from tests.data_builders.running import build, reasons, report, write
@@ -152,6 +152,46 @@ def test_with_a_split_each_prompt_gets_the_feedback_of_its_third(tmp_path: Path)
     assert [group.meta["perplexity"] for group in groups] == pytest.approx(
         [math.exp(1 + i) for i in range(6)]
     )
+
+
+def test_a_prompt_whose_look_got_no_answer_has_no_third(tmp_path: Path):
+    """The score of p1 fails once, while all prompts are looked at for p0."""
+    rows = [{"prompt": f"p{i}"} for i in range(2)]
+    words = ["--input", str(write(tmp_path / "in.jsonl", rows)), "--output", "out.jsonl", "--split"]
+    make = builder(parse(Options, [*words, *MODELS], "alignment build cdf"))
+    failed = False
+
+    def answer(request: Request) -> str | Reply:
+        nonlocal failed
+        if request.verb != "score":
+            return model(request)
+        if not failed and as_text(request.prompt) == "p1":
+            failed = True
+            raise CallError("failed", "the connection broke")
+        return Reply(logps=((-1.0,),))
+
+    async def in_turn() -> None:
+        llms = (FakeLLM(answer), FakeLLM(judge), FakeLLM(second))
+        await make(rows[0], *llms)
+        assert failed
+        with pytest.raises(Reject, match="all rows were looked at; run the same command") as told:
+            await make(rows[1], *llms)
+        assert told.value.reason == "unsurveyed"
+
+    asyncio.run(in_turn())
+
+
+def test_with_a_split_an_empty_answer_is_not_scored(tmp_path: Path):
+    words = ["--input", "in.jsonl", "--output", "out.jsonl", "--split"]
+    make = builder(parse(Options, [*words, *MODELS], "alignment build cdf"))
+    llms = [FakeLLM(asked) for asked in (model, judge, second)]
+
+    async def make_one() -> None:
+        await make({"prompt": "silent"}, *llms)
+
+    with pytest.raises(Reject, match="the model said nothing"):
+        asyncio.run(make_one())
+    assert [request.verb for request in llms[0].requests] == ["chat"]
 
 
 def test_a_run_is_the_same_twice_byte_for_byte(tmp_path: Path):

@@ -1,10 +1,11 @@
 """Judgments for CUT: layouts of critiques, the agreed word, downsampling, published rounds."""
 
+import asyncio
 import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -12,10 +13,11 @@ from alignment.__main__ import dispatch
 from alignment.cli import UserError, parse
 from alignment.core.groups import group_from_row
 from alignment.core.rows import read_rows
+from alignment.llm.program import FakeLLM
 from alignment.llm.prompts import as_text, sections
-from alignment.llm.protocol import Request
+from alignment.llm.protocol import CallError, Request
 from alignment.llm.rows import Reject, Row
-from data_builders.judgments import Options, Quota, read_record, read_verdict, records
+from data_builders.judgments import Options, Quota, builder, read_record, read_verdict, records
 from tests.data_builders.checks import builds_on, survives_a_kill, trains
 from tests.data_builders.running import build, reasons, report, write
 from tests.llm.real_server import running, save_parrot
@@ -115,10 +117,10 @@ def test_each_question_about_a_passage_is_a_row_with_a_name():
 
 @pytest.mark.parametrize(
     ("negatives", "ratio", "kept"),
-    [(240, 0.25, 60), (242, 0.25, 60), (7, 0.25, 1), (3, 0.25, 0), (100, 0.29, 29), (2, None, 500)],
+    [(240, 0.25, 60), (242, 0.25, 60), (7, 0.25, 1), (3, 0.25, 0), (100, 0.29, 29)],
 )
 def test_positives_are_kept_up_to_a_share_of_the_negatives(
-    negatives: int, ratio: float | None, kept: int
+    negatives: int, ratio: float, kept: int
 ):
     """floor(ratio * negatives); 0.29 * 100 is 28.999... in floating point and 29 in fact."""
     keys = [f"{i}" for i in range(500)] + [None] * negatives
@@ -139,6 +141,42 @@ def test_like_rows_share_their_places():
     quota.take("same")
     with pytest.raises(Reject, match="--positives-per-negative"):
         quota.take("same")
+
+
+def test_a_row_whose_look_got_no_answer_is_rejected_as_such(tmp_path: Path):
+    """The judge fails once at the last row, while all are looked at for the first without fault."""
+    rows = [{"prompt": f"task {i}", "response": "x"} for i in (0, 2, 4, 6, 1, 3)]
+    words = ["--input", str(write(tmp_path / "in.jsonl", rows)), "--output", "out.jsonl", *ASK]
+    make = builder(parse(Options, words, "alignment build judgments"))
+    failed = False
+
+    def failing_once(request: Request) -> str:
+        nonlocal failed
+        if not failed and sections(as_text(request.prompt))["task"] == "task 3":
+            failed = True
+            raise CallError("failed", "the connection broke")
+        return judge(request)
+
+    async def in_turn() -> None:
+        llm = FakeLLM(failing_once)
+        await make(rows[4], llm)
+        assert failed
+        with pytest.raises(Reject, match="all rows were looked at; run the same command") as told:
+            await make(rows[5], llm)
+        assert told.value.reason == "unsurveyed"
+
+    asyncio.run(in_turn())
+
+
+def test_where_all_are_kept_nobody_looks_at_all_rows():
+    words = ["--input", "nowhere.jsonl", "--output", "out.jsonl"]
+    null = ["--positives-per-negative", "null"]
+    make = builder(parse(Options, [*words, *null], "alignment build judgments"))
+
+    async def made() -> Row:
+        return cast(Row, await make({"instruction": "a", "output": "b", "judgment": None}))
+
+    assert asyncio.run(made())["judgment"] is None
 
 
 def policy(request: Request) -> str:
