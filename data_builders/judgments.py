@@ -70,10 +70,10 @@ class Options(DataOptions, DrawOptions, JudgeOptions):
         super().__post_init__()
         if self.model is not None and self.judge_model is None:
             raise ValueError("`model` answers rows to be judged: name the judge by `--judge-model`")
-        if self.positives_per_negative is not None and not self.positives_per_negative >= 0:
+        ratio = self.positives_per_negative
+        if ratio is not None and not 0 <= ratio < math.inf:
             raise ValueError(
-                f"`positives_per_negative` is {self.positives_per_negative}; it is at least 0, or "
-                "null for all"
+                f"`positives_per_negative` is {ratio}; it is a number from 0 up, or null for all"
             )
 
 

@@ -297,7 +297,9 @@ def test_praise_alone_is_an_empty_result_that_says_how_to_keep_it(tmp_path: Path
     ("words", "told"),
     [
         (["--model", "m"], "name the judge"),
-        (["--positives-per-negative", "-1"], "at least 0"),
+        (["--positives-per-negative", "-1"], "a number from 0 up"),
+        (["--positives-per-negative", "inf"], "a number from 0 up"),
+        (["--positives-per-negative", "nan"], "a number from 0 up"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(words: list[str], told: str):
