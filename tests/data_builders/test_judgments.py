@@ -119,9 +119,7 @@ def test_each_question_about_a_passage_is_a_row_with_a_name():
     ("negatives", "ratio", "kept"),
     [(240, 0.25, 60), (242, 0.25, 60), (7, 0.25, 1), (3, 0.25, 0), (100, 0.29, 29)],
 )
-def test_positives_are_kept_up_to_a_share_of_the_negatives(
-    negatives: int, ratio: float, kept: int
-):
+def test_positives_are_kept_up_to_a_share_of_the_negatives(negatives: int, ratio: float, kept: int):
     """floor(ratio * negatives); 0.29 * 100 is 28.999... in floating point and 29 in fact."""
     keys = [f"{i}" for i in range(500)] + [None] * negatives
     assert Quota(keys, ratio, 0).left.total() == kept
