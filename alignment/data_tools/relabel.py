@@ -38,8 +38,8 @@ class Options(DataOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.strength > 0:
-            raise ValueError(f"`strength` is {self.strength}; it must be above 0")
+        if not 0 < self.strength < math.inf:
+            raise ValueError(f"`strength` is {self.strength}; it must be a number above 0")
 
 
 def quantiles(rewards: Sequence[float]) -> list[float]:
@@ -62,12 +62,15 @@ def transformed(quantile: float, transform: Transform, strength: float) -> float
     """The label of a quantile u, scaled to run from 0 at u = 0 to 1 at u = 1.
 
     Formula: e^(t u) for best-of-n, -e^(-t u) for worst-of-n, u itself for none, each minus its
-    value at 0 and over its range, which changes no ranking and keeps temperatures comparable.
+    value at 0 and over its range, which changes no ranking and keeps temperatures comparable. The
+    numbers of a great strength are equal, to a float, where they lie away from the end that counts.
     """
     if transform == "none":
         return quantile
-    exponent = strength if transform == "best_of_n" else -strength
-    return math.expm1(exponent * quantile) / math.expm1(exponent)
+    label = math.expm1(-strength * quantile) / math.expm1(-strength)
+    if transform == "worst_of_n":
+        return label
+    return label * math.exp(strength * (quantile - 1))  # (e^(t u) - 1) / (e^t - 1), without e^t
 
 
 def relabel(group: Group, transform: Transform, strength: float) -> Group:

@@ -38,9 +38,10 @@ def test_worked_numbers_of_the_transforms():
     assert transformed(0.5, "none", 2.0) == 0.5
 
 
+@pytest.mark.parametrize("strength", [1e-6, 10.0, 1000.0])
 @pytest.mark.parametrize("transform", ["none", "best_of_n", "worst_of_n"])
-def test_transforms_keep_the_order_and_the_ends(transform: Any):
-    labels = [transformed(u / 8, transform, 10.0) for u in range(9)]
+def test_transforms_keep_the_order_and_the_ends(transform: Any, strength: float):
+    labels = [transformed(u / 8, transform, strength) for u in range(9)]
     assert labels == sorted(labels)
     assert (labels[0], labels[-1]) == (0, 1)
 
@@ -92,6 +93,8 @@ def test_the_command_writes_rows_and_rejects(tmp_path: Path):
     assert [json.loads(line)["reason"] for line in rejects] == ["no_reward"]
 
 
-def test_a_strength_of_zero_is_refused(tmp_path: Path):
-    with pytest.raises(UserError, match=r"`strength` is 0\.0; it must be above 0"):
-        dispatch(["data", "relabel", "--input", "a", "--output", "b.jsonl", "--strength", "0"])
+@pytest.mark.parametrize("strength", ["0", "inf", "nan"])
+def test_a_strength_that_is_no_number_above_zero_is_refused(strength: str):
+    words = ["data", "relabel", "--input", "a", "--output", "b.jsonl", "--strength", strength]
+    with pytest.raises(UserError, match=r"`strength` is \S+; it must be a number above 0"):
+        dispatch(words)
