@@ -22,7 +22,7 @@ LOWEST, HIGHEST = 1, 5
 """The scale: short, because the ratings make data and are not reported."""
 
 _HEADING = re.compile(r"^\W*answer[ _](\d+)\W*$", re.IGNORECASE | re.MULTILINE)
-_RATING = re.compile(r"^\W*rating\W*:\W*(\d+|n/?a)[\s*_]*$", re.IGNORECASE | re.MULTILINE)
+_RATING = re.compile(r"^\W*rating\W*:[\s*_]*(\d+|n/?a)[\s*_]*$", re.IGNORECASE | re.MULTILINE)
 _RATIONALE = re.compile(r"^\W*rationale\W*:[\s*_]*(.*)", re.IGNORECASE | re.MULTILINE | re.DOTALL)
 
 
