@@ -283,7 +283,8 @@ class GroupDataset:
 
     def write_rejects(self, path: Path) -> None:
         """Writes the rejected rows, one JSON object each: origin, reason, message, row."""
-        with path.open("w", encoding="utf-8") as file:
+        # Half a surrogate pair becomes `\ud83d`, which is what JSON calls it.
+        with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
             for row in self.rejects:
                 record = {name: row[name] for name in ("origin", "reason", "message")}
                 record["row"] = json.loads(row["row"])
@@ -509,6 +510,8 @@ def _rejected(origin: str, row: Mapping[str, Any] | Group, error: RowError) -> d
     empty = dict.fromkeys(_features())
     text = json.dumps(shown, ensure_ascii=False, default=str)
     told = {"origin": origin, "reason": error.reason, "message": str(error), "row": text}
+    # Arrow holds no half of a surrogate pair either.
+    told = {name: told[name].encode("utf-8", "backslashreplace").decode("utf-8") for name in told}
     return {**empty, **told, "notices": []}
 
 

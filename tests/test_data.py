@@ -120,6 +120,37 @@ def test_a_rejected_group_is_shown_with_its_responses(tokenizer: PreTrainedToken
     assert [response["content"] for response in shown["responses"]] == [" ä", " b"]
 
 
+def test_half_of_a_surrogate_pair_is_rejected_and_written_as_json_has_it(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+):
+    """Also where the row is rejected for another reason, which its `id` has no part in."""
+    bad = [
+        {**pairs(1)[0], "rejected": "ä \ud83d"},
+        {"prompt": "q", "chosen": "a", "rejected": "a", "id": "\ud83d"},
+    ]
+    path = write(tmp_path / "pairs.jsonl", [*bad, *pairs(2)])
+    prepared = preparation(tokenizer, DPO())(read_sources([Source(str(path))]))
+    assert prepared.report.kept == 2
+    prepared.write_rejects(tmp_path / "rejects.jsonl")
+    text = (tmp_path / "rejects.jsonl").read_text(encoding="utf-8")
+    assert '"rejected": "ä \\ud83d"' in text
+    records = [json.loads(line) for line in text.splitlines()]
+    assert [record["row"] for record in records] == bad
+    assert [(record["origin"], record["reason"]) for record in records] == [
+        ("pairs.jsonl:1", "bad_text"),
+        ("pairs.jsonl:2", "identical"),
+    ]
+
+
+def test_a_group_that_holds_half_of_a_surrogate_pair_is_rejected(
+    tokenizer: PreTrainedTokenizerFast,
+):
+    half: Any = Group("\ud83d", (Response(" a", 1.0), Response(" b", 0.0)))
+    for options in ({}, {"pair_rule": "best_worst"}):
+        with pytest.raises(UserError, match=r"rejected 1 \(1 bad_text\)"):
+            preparation(tokenizer, NCA(form="group"), **options)(named([half]))
+
+
 def test_prepared_groups_are_what_the_renderer_makes(tokenizer: PreTrainedTokenizerFast):
     row = {"prompt": "question", "responses": [" a", " b", " c"], "rewards": [0.1, 2, -3]}
     (group,) = [preparation(tokenizer, NCA(form="group"))(named([row]))[0]]

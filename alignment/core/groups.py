@@ -111,6 +111,23 @@ def text_of(content: Content) -> str:
     return "\n".join(str(message.get("content") or "") for message in content)
 
 
+def check_text(text: str) -> None:
+    """Refuses what JSON can hold and no tokenizer takes: half of a surrogate pair.
+
+    Raises:
+        RowError: `bad_text`, there is one in the text.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = text[error.start].encode("unicode_escape").decode("ascii")
+        raise RowError(
+            "bad_text",
+            f"the text holds half of a surrogate pair, `{half}`, which is no character: mend or "
+            "delete it",
+        ) from None
+
+
 def scored_segments(response: Response) -> tuple[Segment, ...] | None:
     """The scored segments of a response; one with a reward alone is a single segment.
 
@@ -191,7 +208,8 @@ def binarise(
 
     Raises:
         RowError: `no_reward` where a reward is missing, `no_gap` where all rewards are equal,
-            `identical` where best and worst are the same text.
+            `identical` where best and worst are the same text, `bad_text` where a text holds half
+            of a surrogate pair.
     """
     rewards = [response.reward for response in group.responses]
     if len(rewards) < 2 or any(reward is None for reward in rewards):
@@ -200,7 +218,7 @@ def binarise(
     high, low = max(scored)[0], min(scored)[0]
     if high == low:
         raise RowError("no_gap", f"all {len(scored)} responses have the reward {high}")
-    rng = random.Random(f"{seed}\0{text_of(group.prompt)}")
+    rng = random.Random(f"{seed}\0{text_of(group.prompt)}".encode("utf-8", "surrogatepass"))
     best = [index for reward, index in scored if reward == high]
     worst = [index for reward, index in scored if reward == low]
     worse = worst if rule == "best_worst" else [i for reward, i in scored if reward < high]
@@ -600,6 +618,7 @@ def _check_content(content: Any, name: str) -> None:
         raise RowError("bad_type", f"{name} must be text or a list of messages, got {kind}")
     if isinstance(content, list) and not all(_is_message(message) for message in content):
         raise RowError("bad_type", f"{name}: every message needs `role` and `content`")
+    check_text(text_of(content))
 
 
 def _is_message(message: Any) -> bool:

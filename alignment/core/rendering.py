@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jinja2.exceptions import TemplateError
 
 from alignment.cli import UserError
-from alignment.core.groups import Content, Group, Response, RowError, text_of
+from alignment.core.groups import Content, Group, Response, RowError, check_text, text_of
 from alignment.core.packing import TokenGroup
 from alignment.core.token_labels import segment_scores, span_marks, token_ranges
 
@@ -87,8 +87,8 @@ class Renderer:
 
         Raises:
             RowError: The row cannot be used: `prompt_too_long`, `too_long`, `no_end_of_turn`,
-                `prompt_not_prefix`, `template_error`, `views_differ`, `empty_prompt` or
-                `text_not_found`.
+                `prompt_not_prefix`, `template_error`, `views_differ`, `empty_prompt`, `bad_text`
+                or `text_not_found`.
             UserError: The data is conversational and the tokenizer has no chat template, or one
                 that drops a system turn of the data.
         """
@@ -264,6 +264,7 @@ class Renderer:
         return self._ids("a")[-1:] == [self.tokenizer.eos_token_id]
 
     def _ids(self, text: Content, **kwargs: Any) -> list[int]:
+        check_text(str(text))
         ids: list[int] = self.tokenizer(str(text), verbose=False, **kwargs)["input_ids"]
         return list(ids)
 

@@ -307,6 +307,8 @@ GROUP = {"prompt": "Q", "responses": ["a", "b"], "rewards": [1, 0]}
         ({"prompt": "Q", "completion": "a", "judgment": "$ERROR$"}, "judgment_error", "$ERROR$"),
         ({"prompt": "Q", "completion": "a", "weight": "heavy"}, "bad_reward", "weight"),
         ({"messages": ["abc"]}, "bad_type", "`messages`"),
+        ({**PAIR, "prompt": "Q \ud83d"}, "bad_text", r"surrogate pair, `\ud83d`, which is no"),
+        ({"messages": [user("Q"), assistant("\udc00")]}, "bad_text", r"`\udc00`"),
     ],
 )
 def test_a_row_that_cannot_be_used_says_why(row: dict[str, Any], reason: str, names: str):

@@ -118,6 +118,16 @@ def test_a_prompt_without_any_token_is_rejected(tokenizer: PreTrainedTokenizerFa
     assert reason(Renderer(tokenizer), plain("", "an answer")) == "empty_prompt"
 
 
+def test_half_of_a_surrogate_pair_is_rejected_wherever_a_template_finds_it(
+    tokenizer: PreTrainedTokenizerFast,
+):
+    """Also where `group_from_row` does not look: in a group that was given as such, in a role."""
+    assert reason(Renderer(tokenizer), plain("the question \ud83d")) == "bad_text"
+    assert reason(Renderer(tokenizer), plain("the question", " an answer \ud83d")) == "bad_text"
+    group = Group([{"role": "\ud83d", "content": "a"}], (Response([assistant("b")]),))
+    assert reason(Renderer(tokenizer), group) == "bad_text"
+
+
 # ---- Chat messages ----
 
 
