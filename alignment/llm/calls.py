@@ -140,7 +140,10 @@ class Caller:
         return result if isinstance(result, Reply) else self._backoff(result, work)
 
     async def _attempt(self, work: _Work) -> Reply | CallError:
-        """Sends a request, and records what comes of it unless it will be sent again."""
+        """Sends a request, and records what comes of it unless it cost nothing and is sent again.
+
+        Servers bill answers that cannot be used, too; the ledger adds them up.
+        """
         task, result = asyncio.current_task(), None
         self.in_flight.add(task)
         work.attempts += 1
@@ -148,11 +151,17 @@ class Caller:
         started = time.monotonic()
         try:
             result = await self._send(work.request)
+            latency = time.monotonic() - started
+            price = self._booked(result, work)
             if isinstance(result, Reply) or self._is_last(result, work):
-                call = self._counted(result, work, time.monotonic() - started)
-                source = {**source_of(self._backend), "verb": work.request.verb}
-                await self._commits.put(Entry(work.key, source, call))
-                work.claimed = False
+                self._usage.calls += 1
+                self._usage.failed += isinstance(result, CallError)
+            elif not price:
+                return result
+            call = Call(result, price, latency, work.attempts)
+            source = {**source_of(self._backend), "verb": work.request.verb}
+            await self._commits.put(Entry(work.key, source, call))
+            work.claimed = False
         finally:
             self.in_flight.discard(task)
             self._pacer.settle(work.tokens, result, started)
@@ -184,20 +193,23 @@ class Caller:
         self._reached = True
         if reply.outcome == "failed":
             told = f"{self._backend.model} gave up half way ({reply.finish_reason})"
-            return CallError("failed", told, retry=True)
+            failure = CallError("failed", told, retry=True)
+            failure.prompt_tokens = reply.prompt_tokens
+            failure.completion_tokens = reply.completion_tokens
+            return failure
         # Lone surrogates fit neither SQLite nor UTF-8.
         text = reply.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return replace(reply, text=text)
 
-    def _counted(self, result: Reply | CallError, work: _Work, latency: float) -> Call:
-        usage, price = self._usage, None
-        usage.calls += 1
-        if isinstance(result, CallError):
-            usage.failed += 1
-        else:
-            usage.prompt_tokens += result.prompt_tokens or 0
-            usage.completion_tokens += result.completion_tokens or 0
-            if self._limits.price is not None:
-                price = taken(result, work.tokens).price(self._limits.price)
-                usage.price += price
-        return Call(result, price, latency, work.attempts)
+    def _booked(self, result: Reply | CallError, work: _Work) -> float | None:
+        """Counts what an attempt took, whatever came of it; its price, None where none is known."""
+        took = Tokens(result.prompt_tokens or 0, result.completion_tokens or 0)
+        self._usage.prompt_tokens += took.prompt
+        self._usage.completion_tokens += took.completion
+        if self._limits.price is None:
+            return None
+        if isinstance(result, Reply):
+            took = taken(result, work.tokens)
+        price = took.price(self._limits.price)
+        self._usage.price += price
+        return price

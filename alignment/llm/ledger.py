@@ -43,7 +43,7 @@ CREATE TABLE calls (
     logps TEXT,                 -- JSON
     top_logprobs TEXT,          -- JSON
     error TEXT,
-    price REAL,                 -- dollars
+    price REAL,                 -- dollars, of all attempts
     latency REAL,               -- seconds, last attempt
     attempts INTEGER NOT NULL,  -- requests sent for this call by the run that ended it
     at REAL NOT NULL            -- seconds since 1970
@@ -76,7 +76,7 @@ class Call:
 
     Attributes:
         result: The reply, or the error where there is none.
-        price: Dollars, None where no price is known.
+        price: Dollars of the last attempt, None where no price is known.
         latency: Seconds of the last attempt.
         attempts: Requests sent.
     """
@@ -375,6 +375,8 @@ def _columns(entry: Entry) -> dict[str, Any]:
         "key": entry.key,
         **entry.source,
         **(vars(reply) if reply else _NO_REPLY),
+        "prompt_tokens": result.prompt_tokens,
+        "completion_tokens": result.completion_tokens,
         "logps": _json(reply and reply.logps),
         "top_logprobs": _json(reply and reply.top_logprobs),
         "outcome": result.outcome,
@@ -401,8 +403,12 @@ def _absorb_statement(columns: Sequence[str]) -> str:
 
 
 def _unless_finished(columns: Iterable[str]) -> str:
-    fresh = ", ".join(f"{name} = excluded.{name}" for name in columns)
-    return f"ON CONFLICT(key) DO UPDATE SET {fresh} WHERE NOT calls.finished"
+    """Replaces a failure, once, by what comes later; the money of both is spent."""
+    fresh = {name: f"excluded.{name}" for name in columns}
+    fresh["price"] = "coalesce(calls.price + excluded.price, excluded.price, calls.price)"
+    settings = ", ".join(f"{name} = {value}" for name, value in fresh.items())
+    earlier = "NOT calls.finished AND calls.at <> excluded.at"
+    return f"ON CONFLICT(key) DO UPDATE SET {settings} WHERE {earlier}"
 
 
 def _read_only(path: str | Path | None) -> list[sqlite3.Connection]:

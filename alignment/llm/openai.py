@@ -154,6 +154,9 @@ class OpenAIBackend:
         answer = redact_all(answer)
         try:
             return _reply(request, answer)
+        except CallError as error:
+            error.prompt_tokens, error.completion_tokens = _tokens(answer)  # which are billed
+            raise
         except (KeyError, TypeError, AttributeError, IndexError):
             told = f"{self.url} does not answer as an OpenAI-compatible API: {shorten(answer)}"
             raise CallError("unparseable", told, retry=True, unreachable=True) from None
@@ -274,8 +277,7 @@ def _body(request: Request, model: str) -> tuple[str, dict[str, Any]]:
 
 def _reply(request: Request, answer: Any) -> Reply:
     """The reply in a server's JSON; KeyError and the like where it is something else."""
-    usage = answer.get("usage") or {}
-    tokens = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+    tokens = _tokens(answer)
     if not answer["choices"]:
         raise CallError("unparseable", "the answer has no choices", retry=True)
     if request.verb == "score":
@@ -302,6 +304,12 @@ def _reply(request: Request, answer: Any) -> Reply:
         told = "the model reasoned and then said nothing" if thought else "the answer has no text"
         raise CallError("unparseable", told)
     return Reply(_text(content), finish_reason, *tokens, top_logprobs=top)
+
+
+def _tokens(answer: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Tokens read and written, None where the server does not say."""
+    usage = answer.get("usage") or {}
+    return usage.get("prompt_tokens"), usage.get("completion_tokens")
 
 
 def _finish_reason(choice: Mapping[str, Any]) -> str:

@@ -43,7 +43,12 @@ class CallError(Exception):
         retry_after: Seconds the server asked to wait, None where it did not.
         unreachable: Whether nothing was met that speaks the protocol; an error of the user's
             unless it was met before.
+        prompt_tokens: Tokens read all the same, None where the server does not say.
+        completion_tokens: Tokens written all the same, None where the server does not say.
     """
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
 
     def __init__(
         self,

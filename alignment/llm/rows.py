@@ -121,19 +121,18 @@ def prompt_of(row: Row) -> str | list[Message]:
     """The prompt of a row: `prompt` (text or messages), or Alpaca's `instruction` with its `input`.
 
     Raises:
-        Reject: `no_prompt` where there is none, `bad_type` where it is neither text nor messages.
+        Reject: `no_prompt` where there is none or nothing in it, `bad_type` where it is neither
+            text nor messages.
     """
-    if "prompt" not in row and isinstance(row.get("instruction"), str):
-        return "\n\n".join(filter(None, [row["instruction"], row.get("input")]))
+    if "prompt" not in row and "instruction" in row:
+        return _instruction_of(row)
     prompt: str | list[Message] = column_of(row, "prompt")
-    if isinstance(prompt, str) and not prompt.strip():
+    if not isinstance(prompt, str):
+        _check_messages(prompt)
+    said = [prompt] if isinstance(prompt, str) else [message.get("content") for message in prompt]
+    if all(isinstance(text, str) and not text.strip() for text in said):
         raise Reject("no_prompt", "`prompt` is empty")
-    if isinstance(prompt, str) or (isinstance(prompt, list) and all(map(_is_message, prompt))):
-        return prompt
-    kind = type(prompt).__name__
-    raise Reject(
-        "bad_type", f"`prompt` must be text or a list of messages with role and content, got {kind}"
-    )
+    return prompt
 
 
 def response_of(row: Row) -> str:
@@ -361,8 +360,35 @@ def _first_error() -> Iterator[None]:
         raise error from None
 
 
+def _instruction_of(row: Row) -> str:
+    parts = {name: row.get(name) for name in ("instruction", "input")}
+    for name, part in parts.items():
+        if not isinstance(part, str | None):
+            raise Reject("bad_type", f"`{name}` must be text, got {type(part).__name__}")
+    prompt = "\n\n".join(filter(None, parts.values()))
+    if not prompt.strip():
+        raise Reject("no_prompt", "`instruction` is empty")
+    return prompt
+
+
+def _check_messages(prompt: Any) -> None:
+    wrong = type(prompt).__name__
+    if isinstance(prompt, list):
+        others = (number for number, turn in enumerate(prompt, 1) if not _is_message(turn))
+        if (number := next(others, None)) is None:
+            return
+        wrong = f"a list whose item {number} is none"
+    raise Reject(
+        "bad_type",
+        f"`prompt` must be text or a list of messages with role and content, got {wrong}",
+    )
+
+
 def _is_message(value: Any) -> bool:
-    return isinstance(value, Mapping) and {"role", "content"} <= value.keys()
+    """Whether a turn says something; one that calls tools may have null as its content."""
+    if not isinstance(value, Mapping) or not {"role", "content"} <= value.keys():
+        return False
+    return isinstance(value["content"], str | list) or bool(value.get("tool_calls"))
 
 
 def _partial(path: Path) -> Path:

@@ -20,7 +20,7 @@ from alignment.llm.engine import LLM
 from alignment.llm.ledger import Ledger
 from alignment.llm.openai import OpenAIBackend
 from alignment.llm.pacing import Limits
-from alignment.llm.protocol import CallError, Message, Reply, Sampling
+from alignment.llm.protocol import CallError, Message, Reply, Request, Sampling
 from alignment.llm.rows import map_rows
 from tests.llm.server import Answer, Body, Script, ScriptedServer, last_words, serve
 
@@ -222,6 +222,14 @@ def test_content_in_parts_is_the_text_of_its_parts():
     parts = [{"type": "thinking", "thinking": []}, *({"type": "text", "text": t} for t in "ab")]
     with serve([Answer("", message={"content": parts})]) as server:
         assert chat(server.url)[0].text == "ab"
+
+
+def test_an_answer_that_cannot_be_used_counts_its_tokens():
+    with serve([Answer("", message=NULL)]) as server:
+        backend = OpenAIBackend("tiny", server.url)
+        with pytest.raises(CallError) as caught:
+            asyncio.run(backend.ask(Request("chat", "hello")))
+    assert (caught.value.prompt_tokens, caught.value.completion_tokens) == (3, 2)
 
 
 def test_an_answer_without_usage_counts_no_tokens():

@@ -196,6 +196,31 @@ def test_what_earlier_runs_spent_counts(tmp_path: Any):
     assert {type(reply) for reply in replies} == {Reply}
 
 
+def useless(number: int) -> CallError:
+    error = CallError("unparseable", "the answer has no text", retry=number % 2 == 0)
+    error.prompt_tokens, error.completion_tokens = 10, 10
+    return error
+
+
+def test_answers_that_cannot_be_used_are_paid_for_as_well(tmp_path: Any):
+    """Each call is sent twice for 10 cents; after two calls a third may break the cap."""
+    limits = Limits(price=PRICE, max_cost=0.5, concurrency=1, backoff=0.0)
+    with Ledger(tmp_path / "a.ledger") as ledger:
+        llm = LLM(Served(useless), ledger, limits)
+        ask(llm, 10, max_tokens=20)
+        assert (llm.usage.calls, llm.usage.failed, llm.usage.completion_tokens) == (2, 2, 40)
+        assert llm.usage.price == pytest.approx(ledger.spent()) == pytest.approx(0.4)
+    with Ledger(tmp_path / "a.ledger") as ledger:  # both are asked again, and answered
+        llm = LLM(Served(fine), ledger, Limits(price=PRICE, max_cost=5.0))
+        ask(llm, 2, max_tokens=20)
+        assert ledger.spent() == pytest.approx(0.6)
+        assert ledger.totals().dollars == pytest.approx(0.6)
+        again = Ledger(tmp_path / "b.ledger")
+        for _ in range(2):  # what is joined twice is counted once
+            again.absorb(ledger.path)
+        assert again.totals() == ledger.totals()
+
+
 def test_two_models_on_one_ledger_share_its_money():
     ledger, limits = Ledger(), Limits(price=PRICE, max_cost=1.0)
     ask(LLM(Served(fine), ledger, limits), 5, max_tokens=20)

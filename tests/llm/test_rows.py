@@ -278,6 +278,7 @@ def test_prompts_and_responses_are_found_under_the_names_that_files_use():
     assert prompt_of({"prompt": "p"}) == "p"
     assert prompt_of({"instruction": "i", "input": "x", "output": "o"}) == "i\n\nx"
     assert prompt_of({"instruction": "i", "input": ""}) == "i"
+    assert prompt_of({"instruction": "i", "input": None}) == "i"
     assert response_of({"response": "r", "output": "o"}) == "r"
     assert response_of({"output": "o"}) == response_of({"completion": "o"}) == "o"
 
@@ -288,6 +289,9 @@ def test_prompts_and_responses_are_found_under_the_names_that_files_use():
         ({"promt": "p"}, "no column `prompt`; did you mean `promt`?"),
         ({"prompt": ""}, "`prompt` is empty"),
         ({"prompt": " \n"}, "`prompt` is empty"),
+        ({"prompt": [{"role": "user", "content": " "}]}, "`prompt` is empty"),
+        ({"instruction": ""}, "`instruction` is empty"),
+        ({"instruction": None, "input": "\n"}, "`instruction` is empty"),
         ({"x": 1, "y": 2}, "no column `prompt`; there is x, y"),
     ],
 )
@@ -297,8 +301,31 @@ def test_a_missing_prompt_is_told_with_the_nearest_column(row: dict[str, Any], m
     assert (caught.value.reason, str(caught.value)) == ("no_prompt", message)
 
 
-@pytest.mark.parametrize("prompt", [3, True, {"role": "user"}, ["x"], [{"role": "user"}], [None]])
-def test_a_prompt_is_text_or_messages(prompt: Any):
-    with pytest.raises(Reject) as caught:
+HI = {"role": "user", "content": "Hi"}
+SILENT = {"role": "assistant", "content": None}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "got"),
+    [
+        *((3, "int"), (True, "bool"), ({"role": "user"}, "dict")),
+        *((["x"], "item 1"), ([None], "item 1"), ([HI, {"role": "user"}], "item 2")),
+        *(([HI, SILENT, HI], "item 2"), ([HI, {"role": "user", "content": 5}], "item 2")),
+    ],
+)
+def test_a_prompt_is_text_or_messages(prompt: Any, got: str):
+    with pytest.raises(Reject, match=f"must be text or a list of messages .* got .*{got}") as told:
         prompt_of({"prompt": prompt})
-    assert caught.value.reason == "bad_type"
+    assert told.value.reason == "bad_type"
+
+
+def test_a_message_that_calls_tools_may_say_nothing():
+    prompt = [HI, {**SILENT, "tool_calls": [{"id": "1"}]}, {"role": "tool", "content": "5"}]
+    assert prompt_of({"prompt": prompt}) == prompt
+
+
+@pytest.mark.parametrize("name", ["instruction", "input"])
+def test_an_instruction_and_its_input_are_texts(name: str):
+    with pytest.raises(Reject, match=f"`{name}` must be text, got int") as told:
+        prompt_of({"instruction": "x", "input": "y", name: 5})
+    assert told.value.reason == "bad_type"
