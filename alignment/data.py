@@ -369,7 +369,7 @@ class Preparation:
         return prepared
 
     def _settings(self) -> str:
-        tokenizer = self.renderer.tokenizer
+        tokenizer, objective = self.renderer.tokenizer, self.objective
         vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(tokenizer)
         return repr(
             (
@@ -379,7 +379,11 @@ class Preparation:
                 tokenizer.eos_token_id,
                 self.renderer.max_length,
                 self.renderer.truncation_mode,
-                self.objective,
+                type(objective).__module__,
+                objective,
+                sorted(objective.needs),
+                sorted(objective.roles),
+                getattr(objective, "dimensions", None),
                 self.pair_rule,
                 self.seed,
                 self.chat,

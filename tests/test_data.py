@@ -429,6 +429,29 @@ def test_another_tokenizer_or_template_is_tokenised_anew(
     assert len(rendered) == 9
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"needs": frozenset({"reward"})},
+        {"roles": frozenset({1})},
+        {"dimensions": 3},
+        {"__module__": "elsewhere"},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_rows_are_tokenised_anew_where_an_objective_of_the_same_name_reads_others(
+    tokenizer: PreTrainedTokenizerFast, rendered: list[str], changed: dict[str, Any]
+):
+    """What an objective of one's own reads may change without a change of its fields."""
+    pair = {**pairs(1)[0], "score_chosen": 1, "score_rejected": 0}
+    for attributes in ({}, {}, changed):
+        mine = type("Mine", (DPO,), attributes)
+        group = preparation(tokenizer, mine())(named([pair]), "rows")[0]
+    assert len(rendered) == 2
+    assert group.reward == ([1.0, 0.0] if "needs" in changed else None)
+    assert group.role == ([1] if "roles" in changed else [1, -1])
+
+
 # ---- Sources ----
 
 
