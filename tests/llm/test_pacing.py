@@ -217,7 +217,7 @@ def test_answers_that_cannot_be_used_are_paid_for_as_well(tmp_path: Any):
         assert ledger.totals().dollars == pytest.approx(0.6)
         again = Ledger(tmp_path / "b.ledger")
         for _ in range(2):  # what is joined twice is counted once
-            again.absorb(ledger.path)
+            again.absorb(tmp_path / "a.ledger")
         assert again.totals() == ledger.totals()
 
 
