@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -123,7 +124,8 @@ def read_sources(sources: Sequence[Source]) -> NamedRows:
     without repeating any row.
 
     Raises:
-        UserError: A source cannot be read, or fractions are given for some sources only.
+        UserError: A source cannot be read, or fractions are given for some sources only or are no
+            shares.
     """
     fractions = [source.fraction for source in sources]
     if all(fraction is None for fraction in fractions):
@@ -132,6 +134,12 @@ def read_sources(sources: Sequence[Source]) -> NamedRows:
         return
     if None in fractions:
         raise UserError("datasets: `fraction` must be set for all sources of a mixture or none")
+    numbers = all(isinstance(f, int | float) and 0 <= f < math.inf for f in fractions)
+    if not numbers or not any(fractions):
+        raise UserError(
+            f"datasets: the fractions are {fractions}; each must be a number of at least 0, and one "
+            "of them above it"
+        )
     shares = np.array(fractions, dtype=float) / sum(f for f in fractions if f is not None)
     sizes = np.array([sum(1 for _ in _read_source(source)) for source in sources])
     total = min(size / share for size, share in zip(sizes, shares, strict=True) if share > 0)

@@ -489,6 +489,13 @@ def test_fractions_are_given_for_all_sources_or_none(tmp_path: Path):
         list(read_sources(mixture))
 
 
+@pytest.mark.parametrize("fractions", [[0, 0.0], [1.5, -0.5], [1, float("nan")], ["half", 1]])
+def test_fractions_are_shares(fractions: list[Any]):
+    mixture = [Source("a.jsonl", fraction=fraction) for fraction in fractions]
+    with pytest.raises(UserError, match=r"the fractions are \[.*; each must be a number of at"):
+        list(read_sources(mixture))
+
+
 def test_a_folder_stands_for_the_files_of_its_split(tmp_path: Path):
     for name in ("train-1.jsonl", "train-0.jsonl", "test.jsonl", "notes.txt"):
         write(tmp_path / name, [{"n": name}])
