@@ -16,10 +16,16 @@ from accelerate import Accelerator
 from accelerate.utils import is_peft_model, set_seed
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from trl.models.activation_offloading import get_act_offloading_ctx_manager
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
-from trl.trainer.utils import create_model_from_path, disable_dropout_in_model
+from trl.trainer.utils import create_model_from_path
 
 from alignment.adapters.base import AdapterConfig, AdapterType
 from alignment.cli import UserError, nearest
@@ -98,7 +104,7 @@ class Policy:
             return None
         frozen.requires_grad_(False)
         if args.disable_dropout:
-            disable_dropout_in_model(frozen)
+            disable_dropout(frozen)
         add_scored_forward(frozen)
         return frozen
 
@@ -213,7 +219,7 @@ def load_policy(  # noqa: PLR0913 - as many as TRL's trainers take for the same
         _check_adapter(policy)
         _prepare_checkpointing(policy, args)
     if args.disable_dropout:
-        disable_dropout_in_model(policy)
+        disable_dropout(policy)
     _keep_gradient_in_four_bits(policy)
     base = policy.get_base_model() if is_peft_model(policy) else policy
     return Policy(model=policy, base=base, source=source, start=start)
@@ -228,6 +234,22 @@ def prepare_frozen(model: PreTrainedModel | None, accelerator: Accelerator) -> n
     if getattr(accelerator.state, "fsdp_plugin", None) is not None:
         return prepare_fsdp(model, accelerator)
     return accelerator.prepare_model(model, evaluation_mode=True)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Sets every probability of dropout in a model to 0.
+
+    They stand in modules (`nn.Dropout`), in layers that drop by a function of their own (the
+    attention of Llama), and in configurations that layers read as they compute (that of Falcon), so
+    that a saved configuration says it too.
+    """
+    for module in model.modules():
+        is_dropout = "dropout" in type(module).__name__.lower()
+        config = getattr(module, "config", None)
+        for holder in (module, *([config] if isinstance(config, PreTrainedConfig) else [])):
+            for name, value in [*vars(holder).items()]:
+                if isinstance(value, float) and ("drop" in name or (is_dropout and name == "p")):
+                    setattr(holder, name, 0.0)
 
 
 def freeze_reference_adapter(policy: PeftModel) -> None:

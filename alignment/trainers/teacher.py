@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.utils import disable_dropout_in_model
 
 from alignment.cli import UserError
 from alignment.core.scoring import add_scored_forward, lacks_model, model_key
 from alignment.core.tokenizers import check_same_tokenizer
 from alignment.objectives.base import Objective
 from alignment.trainers.config import GroupConfig
-from alignment.trainers.loading import load_model, load_tokenizer
+from alignment.trainers.loading import disable_dropout, load_model, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +109,7 @@ def load_frozen(
 def _load(given: Model, args: GroupConfig) -> PreTrainedModel:
     model = load_model(given, args) if isinstance(given, str) else given
     model.requires_grad_(False)
-    disable_dropout_in_model(model)
+    disable_dropout(model)
     add_scored_forward(model)
     return model
 

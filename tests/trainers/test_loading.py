@@ -1,5 +1,6 @@
 """Models, tokenizers and adapters that cannot be trained as asked are refused, each in one line."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,13 @@ import pytest
 import torch
 from peft import PeftModel, PromptTuningConfig, get_peft_model
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, FalconConfig, FalconForCausalLM
 
 from alignment.cli import UserError
 from alignment.core.scoring import REFERENCE_ADAPTER
 from alignment.trainers.loading import load_model, load_policy, load_tokenizer
-from tests.tiny import PAD_ID, tiny_tokenizer
-from tests.trainers.runs import build, lora, run, scored, settings, small_model, whole_batch
+from tests.tiny import PAD_ID, tiny_model, tiny_tokenizer
+from tests.trainers.runs import build, logged, lora, run, scored, settings, small_model, whole_batch
 
 
 def policy(model: Any, tmp_path: Path, peft_config: Any = None, **changes: Any) -> Any:
@@ -101,6 +102,36 @@ def test_a_tokenizer_without_padding_pads_with_its_end(tmp_path: Path):
     tokenizer.pad_token = None
     load_policy(model, settings(tmp_path), tokenizer)
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == model.config.pad_token_id
+
+
+def tiny_falcon(**options: Any) -> FalconForCausalLM:
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    return FalconForCausalLM(FalconConfig(vocab_size=320, **shape, **options))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        tiny_model("llama", attention_dropout=0.5),
+        tiny_model("gpt2", resid_pdrop=0.5),
+        tiny_falcon(hidden_dropout=0.5),
+    ],
+    ids=["layer", "module", "configuration"],
+)
+def test_no_layer_drops_wherever_its_rate_stands(model: Any, tmp_path: Path):
+    ids = torch.arange(3, 20)[None]
+    dropped, kept = (
+        policy(copy.deepcopy(model), tmp_path, disable_dropout=disabled).model.train()
+        for disabled in (False, True)
+    )
+    expected = model.eval()(ids).logits
+    assert torch.equal(kept(ids).logits, expected)
+    assert not torch.equal(dropped(ids).logits, expected)
+
+
+def test_the_first_loss_is_exact_though_attention_would_drop(tmp_path: Path):
+    trainer = run(tmp_path, model=small_model(attention_dropout=0.5), max_steps=1)
+    assert logged(trainer)[0] == pytest.approx(1.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("disabled", [True, False])
