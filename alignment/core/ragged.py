@@ -9,13 +9,15 @@ takes the same rows with a block-sparse mask.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import get_device_states, set_device_states
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -29,6 +31,8 @@ MaskedSpans: TypeAlias = "list[tuple[Span, Tensor | None]]"
 """Each with its (1, 1, n, m) mask over prefix and own positions; None where own positions are all
 there is and none lies beyond the window."""
 Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
+RandomState: TypeAlias = tuple[Tensor, list[int], list[Tensor]]
+"""Of the CPU, and of devices by their index."""
 
 
 def takes_ragged(model: PreTrainedModel) -> bool:
@@ -73,6 +77,10 @@ class SpanMask(Tensor):
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device).as_subclass(SpanMask)
         mask.spans, mask.window = batch.spans, window
         return mask
+
+    def detach(self) -> SpanMask:
+        """Itself: activation checkpointing detaches what a layer takes, and keeps its spans."""
+        return self
 
     @cached_property
     def windowed(self) -> bool:
@@ -120,23 +128,31 @@ def _ragged_attention(
         given = {**kwargs, "is_causal": None}
         return sdpa_attention_forward(module, query, keys, values, mask, **given)[0]
 
-    output: Tensor = _SpanAttention.apply(query, key, value, attend, attention_mask.masked)
+    draws = bool(kwargs.get("dropout"))
+    output: Tensor = _SpanAttention.apply(query, key, value, attend, attention_mask.masked, draws)
     return output, None
 
 
 class _SpanAttention(torch.autograd.Function):
     """Attention span by span, which keeps its inputs alone for the backward pass.
 
-    There every span is computed once more. Autograd would instead keep a copy of the prefix's keys
-    and values for each of its branches, and add up gradients in tensors of the whole row, one for
-    each span.
+    There every span is computed once more, with the same dropout. Autograd would instead keep a
+    copy of the prefix's keys and values for each of its branches, and add up gradients in tensors
+    of the whole row, one for each span.
     """
 
     @staticmethod
     def forward(  # noqa: PLR0913 - autograd takes positional arguments
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend, spans: MaskedSpans
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attend: Attend,
+        spans: MaskedSpans,
+        draws: bool,
     ) -> Tensor:
         ctx.attend, ctx.spans = attend, spans
+        ctx.random = (torch.get_rng_state(), *get_device_states(query)) if draws else None
         ctx.save_for_backward(query, key, value)
         device = query.device.type
         ctx.autocast = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
@@ -153,7 +169,11 @@ class _SpanAttention(torch.autograd.Function):
         inputs = [tensor.detach() for tensor in ctx.saved_tensors]
         query, key, value = inputs
         totals = [torch.zeros_like(tensor) for tensor in inputs]
-        with torch.enable_grad(), torch.autocast(grad.device.type, dtype, enabled=enabled):
+        with (
+            torch.enable_grad(),
+            torch.autocast(grad.device.type, dtype, enabled=enabled),
+            _drawing_again(ctx.random),
+        ):
             for span, mask in ctx.spans:
                 before, own = slice(*span.prefix), slice(*span.own)
                 length = span.prefix[1] - span.prefix[0]
@@ -164,7 +184,20 @@ class _SpanAttention(torch.autograd.Function):
                 for total, part in zip(totals[1:], found[1:], strict=True):
                     total[:, :, own] += part[:, :, length:]
                     total[:, :, before] += part[:, :, :length]
-        return *totals, None, None
+        return *totals, None, None, None
+
+
+@contextmanager
+def _drawing_again(random: RandomState | None) -> Iterator[None]:
+    """Random numbers come as they came after a state was taken."""
+    if random is None:
+        yield
+        return
+    cpu, devices, states = random
+    with torch.random.fork_rng(devices):
+        torch.set_rng_state(cpu)
+        set_device_states(devices, states)
+        yield
 
 
 def _seen(states: Tensor, span: Span) -> Tensor:
