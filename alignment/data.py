@@ -137,8 +137,8 @@ def read_sources(sources: Sequence[Source]) -> NamedRows:
     numbers = all(isinstance(f, int | float) and 0 <= f < math.inf for f in fractions)
     if not numbers or not any(fractions):
         raise UserError(
-            f"datasets: the fractions are {fractions}; each must be a number of at least 0, and one "
-            "of them above it"
+            f"datasets: the fractions are {fractions}; each must be a number of at least 0, and "
+            "one of them above it"
         )
     shares = np.array(fractions, dtype=float) / sum(f for f in fractions if f is not None)
     sizes = np.array([sum(1 for _ in _read_source(source)) for source in sources])
