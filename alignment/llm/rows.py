@@ -377,7 +377,7 @@ def _check_messages(prompt: Any) -> None:
         others = (number for number, turn in enumerate(prompt, 1) if not _is_message(turn))
         if (number := next(others, None)) is None:
             return
-        wrong = f"a list whose item {number} is none"
+        wrong = f"a list whose item {number} is no such message"
     raise Reject(
         "bad_type",
         f"`prompt` must be text or a list of messages with role and content, got {wrong}",
