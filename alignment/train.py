@@ -221,11 +221,11 @@ def prepare_data(recipe: Recipe) -> tuple[GroupDataset, GroupDataset | None]:
     tokenizer = load_tokenizer(model, recipe.training)
     check_frozen(objective, model, frozen_of(recipe), tokenizer, recipe.training)
     prepare = preparation(objective, tokenizer, recipe.training)
+    sources = _train_sources(recipe), _eval_sources(recipe)
     state = PartialState()
     # One process prepares, the others read what it has stored.
     with state.main_process_first():
-        train = _prepare(prepare, recipe, _train_sources(recipe))
-        evaluation = _prepare(prepare, recipe, _eval_sources(recipe))
+        train, evaluation = (_prepare(prepare, recipe, each) for each in sources)
     if train is None:
         raise UserError("the recipe names no data: set `dataset_name` or `datasets`")
     if recipe.mixture.test_split_size is not None:
@@ -256,7 +256,7 @@ def build_trainer(recipe: Recipe) -> GroupTrainer:
         policy,
         args,
         train,
-        evaluation if args.eval_strategy != "no" or args.do_eval else None,
+        evaluation,
         processing_class=load_tokenizer(str(model.model_name_or_path), args),
         ref_model=recipe.data.ref_model_name_or_path,
         teacher_model=recipe.data.teacher_model_name_or_path,
@@ -438,11 +438,25 @@ def _train_sources(recipe: Recipe) -> list[Source]:
 
 
 def _eval_sources(recipe: Recipe) -> list[Source]:
-    data = recipe.data
+    """What is evaluated on, beside a part of the training data that `test_split_size` holds out.
+
+    Raises:
+        UserError: Two things are named, or an evaluation is asked for and there is nothing.
+    """
+    data, holds_out = recipe.data, recipe.mixture.test_split_size is not None
     if data.eval_dataset_name is not None:
+        if holds_out:
+            raise UserError(
+                "`eval_dataset_name` and `test_split_size` name evaluation data each: set one of "
+                "them"
+            )
         return [_source(data, data.eval_dataset_name, data.dataset_test_split)]
-    wanted = recipe.training.eval_strategy != "no" and recipe.mixture.test_split_size is None
-    if not wanted or recipe.mixture.datasets or data.dataset_name is None:
+    if holds_out or not recipe.training.do_eval:
+        return []
+    remedy = "set `eval_dataset_name`, or `test_split_size` to hold out a part"
+    if recipe.mixture.datasets:
+        raise UserError(f"a mixture has no `test` split to evaluate on: {remedy}")
+    if data.dataset_name is None:
         return []
     source = _source(data, data.dataset_name, data.dataset_test_split)
     files = source.files
@@ -451,8 +465,8 @@ def _eval_sources(recipe: Recipe) -> list[Source]:
         and files == _source(data, data.dataset_name, data.dataset_train_split).files
     ):
         raise UserError(
-            f"`{data.dataset_name}` has no `{data.dataset_test_split}` split to evaluate on: set "
-            "`eval_dataset_name`, or `test_split_size` to hold out a part"
+            f"`{data.dataset_name}` has no `{data.dataset_test_split}` split to evaluate on: "
+            f"{remedy}"
         )
     return [source]
 
@@ -518,6 +532,8 @@ def _report_data(train: GroupDataset, evaluation: GroupDataset | None, folder: P
         if groups is not None and groups.report.rejected:
             groups.write_rejects(folder / name)
             logger.info("rejected rows with their reasons: %s", folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)  # of an earlier run
 
 
 def _report_end(trainer: GroupTrainer, tokens: int, metrics: dict[str, float]) -> None:

@@ -161,9 +161,35 @@ def test_the_latest_checkpoint_is_found_by_itself(recipe: Recipe, out: Path):
     assert losses[0]["loss"] == json.loads(lines[0])["loss"]
 
 
-def test_a_part_of_the_data_is_held_out(recipe: Recipe, capsys: pytest.CaptureFixture[str]):
+def evaluated_at(out: Path) -> list[int]:
+    """The steps at which a run was evaluated."""
+    entries = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [entry["step"] for entry in entries if "eval_loss" in entry]
+
+
+def test_a_part_of_the_data_is_held_out(
+    recipe: Recipe, out: Path, capsys: pytest.CaptureFixture[str]
+):
     main(recipe(test_split_size=2, eval_strategy="steps", eval_steps=1))
     assert "eval_loss" in capsys.readouterr().out
+    assert evaluated_at(out) == [1, 2]
+
+
+@pytest.mark.parametrize("source", ["test_split_size", "eval_dataset_name"])
+def test_evaluation_data_without_a_strategy_is_evaluated_on_once_at_the_end(
+    source: str, recipe: Recipe, tmp_path: Path, out: Path
+):
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text(json.dumps(PAIR) + "\n")
+    main(recipe(**{source: 2 if source == "test_split_size" else str(held_out)}))
+    assert evaluated_at(out) == [2]
+
+
+def test_the_rejects_of_an_earlier_run_do_not_stay(recipe: Recipe, out: Path):
+    main(recipe([PAIR] * 4 + [{**PAIR, "rejected": GOOD}], max_steps=1))
+    assert (out / "rejects.jsonl").is_file()
+    main(recipe([PAIR] * 4, max_steps=1))
+    assert not (out / "rejects.jsonl").exists()
 
 
 def test_a_mixture_keeps_its_shares(
@@ -276,6 +302,15 @@ def test_a_missing_file_is_named_with_its_neighbour(recipe: Recipe, tmp_path: Pa
         ({"max_steps": "many"}, r"max_steps.*many"),
         ({"test_split_size": 6}, r"test_split_size 6.* of 6 groups leaves one part empty"),
         ({"eval_strategy": "steps"}, r"has no `test` split to evaluate on"),
+        ({"do_eval": True}, r"has no `test` split to evaluate on: set `eval_dataset_name`, or"),
+        (
+            {"eval_strategy": "steps", "datasets": [{"path": "a.jsonl"}]},
+            r"a mixture has no `test` split to evaluate on: set `eval_dataset_name`, or",
+        ),
+        (
+            {"eval_dataset_name": "a.jsonl", "test_split_size": 2},
+            r"`eval_dataset_name` and `test_split_size` name evaluation data each: set one of them",
+        ),
         ({"dataset_name": None}, r"the recipe names no data"),
         ({"model_name_or_path": None}, r"the recipe names no model"),
         ({"model_name_or_path": "no/such-model"}, r"no/such-model` is neither a folder here"),
