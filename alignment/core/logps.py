@@ -213,7 +213,7 @@ def _walk(  # noqa: PLR0913 - the arguments of `token_logps` and one more
     dtype = accumulation_dtype(hidden.dtype)
     top = hidden.new_full((hidden.shape[0], 1), -torch.inf, dtype=dtype)
     total = torch.zeros_like(top)
-    target_logit = torch.empty_like(top)
+    target_logit = torch.full_like(top, torch.nan)  # for a target that the head does not have
     target_slope = torch.full_like(top, transform.scale)
     expected = hidden.new_zeros(hidden.shape, dtype=dtype) if want_direction else None
     for columns in _chunks(weight, "vocabulary"):

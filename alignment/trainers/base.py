@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +51,7 @@ from alignment.trainers.metrics import MeanLedger, pop_loss, response_metrics, t
 from alignment.trainers.out_of_memory import SplittingStep
 from alignment.trainers.probe import Probe
 from alignment.trainers.record import Provenance, RunFile, count
-from alignment.trainers.rows import preparation, prepared, prepared_splits
+from alignment.trainers.rows import check_ids, preparation, prepared, prepared_splits
 from alignment.trainers.saved_weights import save_checked
 from alignment.trainers.start import prepare_start
 from alignment.trainers.teacher import Frozen, check_frozen, load_frozen
@@ -139,6 +140,9 @@ class GroupTrainer(_BaseTrainer):
         others = load_frozen(self.objective, wanted, args)
         configs = [known.config for known in (policy.base, *others.values())]
         self.layout, self.layout_reason = choose_layout(args.layout, configs)
+        splits = eval_groups.values() if isinstance(eval_groups, dict) else [eval_groups]
+        for groups, config in itertools.product([train_groups, *splits], configs):
+            check_ids(groups or [], tokenizer, config)
         self.plan = plan_run(train_groups, args, self.layout)
         # Engines read the accumulation when they are built.
         args.gradient_accumulation_steps = self.plan.accumulation
@@ -317,7 +321,8 @@ class GroupTrainer(_BaseTrainer):
             self._watch.loss(inputs, output, loss)
             # Engines average gradients over processes; the counts are global already.
             loss = loss * self.accelerator.num_processes
-        self._last_output = output
+        else:
+            self._last_output = output  # for the names of its terms
         return (loss, output) if return_outputs else loss
 
     def training_step(

@@ -85,8 +85,12 @@ def plan_run(
 
 
 def plan_evaluation(groups: Groups, args: GroupConfig, layout: Layout) -> Plan:
-    """The plan of one pass over an evaluation set, in the order of the data."""
-    return Plan(
+    """The plan of one pass over an evaluation set, in the order of the data.
+
+    A forward pass holds the groups of `per_device_eval_batch_size`, or fewer where these take more
+    than `max_tokens_per_batch`.
+    """
+    plan = Plan(
         lengths=groups.lengths(layout),
         batch_size=args.per_device_eval_batch_size * args.world_size,
         world_size=args.world_size,
@@ -94,6 +98,10 @@ def plan_evaluation(groups: Groups, args: GroupConfig, layout: Layout) -> Plan:
         seed=0,
         shuffle=False,
     )
+    budget = args.max_tokens_per_batch
+    if budget is None:
+        return plan
+    return replace(plan, accumulation=smallest_accumulation(plan, budget, epochs=1))
 
 
 def plan_loader(groups: Groups, plan: Plan, args: GroupConfig, collate: Collate) -> DataLoader[Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from alignment.cli import UserError
+from alignment.core.packing import TokenGroup
 from alignment.core.rendering import Renderer, TruncationMode
 from alignment.data import GroupDataset, PairRule, Preparation
 from alignment.objectives.base import Objective
@@ -55,3 +56,28 @@ def prepared_splits(prepare: Preparation, rows: Any) -> Any:
     if isinstance(rows, Mapping):
         return {name: prepared(prepare, split, name) for name, split in rows.items()}
     return None if rows is None else prepared(prepare, rows, "eval")
+
+
+def check_ids(
+    groups: Iterable[TokenGroup], tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
+) -> None:
+    """Checks that a model has an embedding for every token of the data.
+
+    The last token of a response is never read by the model, only predicted, so that no lookup fails
+    where it has none. Data are looked through only where the tokenizer knows more than the model.
+
+    Raises:
+        UserError: A row holds a token that the model does not have.
+    """
+    size = config.get_text_config().vocab_size
+    if len(tokenizer) <= size:
+        return
+    for group in groups:
+        highest = max(max(ids, default=0) for ids in (group.prefix, *group.contexts))
+        highest = max(highest, *map(max, group.responses))
+        if highest >= size:
+            token = tokenizer.convert_ids_to_tokens(highest)
+            raise UserError(
+                f"{group.origin} holds token {highest} (`{token}`), and the model has {size} tokens: "
+                "resize its embedding (`resize_token_embeddings`), or take its own tokenizer"
+            )

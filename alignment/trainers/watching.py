@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from accelerate.utils import gather_object
@@ -40,6 +40,20 @@ _NAMED = 8
 """Rows that a line of the log names."""
 
 
+class _Seen(NamedTuple):
+    """What is kept of a batch until its step ends; nothing that holds on to a graph.
+
+    Attributes:
+        origins: Of its groups.
+        sums: (G,) for each term of the loss.
+        loss: Of the batch.
+    """
+
+    origins: Sequence[str]
+    sums: list[Tensor]
+    loss: Tensor
+
+
 class Watch:
     """Stops a run before it learns from what is no number, and names the rows behind a spike.
 
@@ -48,7 +62,7 @@ class Watch:
 
     def __init__(self, trainer: GroupTrainer) -> None:
         self._trainer = trainer
-        self._window: list[tuple[PackedBatch, ObjectiveOutput, Tensor]] = []
+        self._window: list[_Seen] = []
         self._norms: deque[float] = deque(maxlen=REMEMBERED)
 
     def loss(self, batch: PackedBatch, output: ObjectiveOutput, loss: Tensor) -> None:
@@ -58,17 +72,18 @@ class Watch:
             UserError: One is no number; the rows are saved, and the model has not learnt from them.
         """
         if batch.real:
-            self._window.append((batch, output, loss.detach()))
+            sums = [term.sums.detach() for term in output.terms]
+            self._window.append(_Seen(batch.origins, sums, loss.detach()))
         accelerator = self._trainer.accelerator
         if not accelerator.sync_gradients:
             return
         window, self._window = self._window, []
         wrong = torch.zeros((), dtype=torch.int64, device=accelerator.device)
-        for _, _, seen in window:
-            wrong += ~torch.isfinite(seen)
+        for seen in window:
+            wrong += ~torch.isfinite(seen.loss)
         if int(accelerator.reduce(wrong, reduction="sum")):
-            own = [entry for entry in window if not bool(torch.isfinite(entry[2]))]
-            self._stop("loss", [row for entry in own for row in self._rows(*entry)])
+            own = [seen for seen in window if not bool(torch.isfinite(seen.loss))]
+            self._stop("loss", [row for seen in own for row in self._rows(seen)])
 
     def forget(self) -> None:
         """Leaves out the batches of a step that is computed anew."""
@@ -133,17 +148,15 @@ class Watch:
             f"{cause}; checkpoints before this step are good"
         )
 
-    def _rows(
-        self, batch: PackedBatch, output: ObjectiveOutput, loss: Tensor
-    ) -> Iterable[dict[str, Any]]:
+    def _rows(self, seen: _Seen) -> Iterable[dict[str, Any]]:
         """The groups of a batch whose own part of the loss is no number; all where none is."""
-        finite = torch.stack([torch.isfinite(term.sums.detach()) for term in output.terms]).all(0)
+        finite = torch.stack([torch.isfinite(sums) for sums in seen.sums]).all(0)
         wrong = [i for i, fine in enumerate(finite.tolist()) if not fine]
         groups = {group.origin: group for group in self._step_groups()}
-        for index in wrong or range(len(batch.origins)):
-            origin = batch.origins[index]
-            parts = [float(term.sums[index].detach()) for term in output.terms]
-            value = next((part for part in parts if not math.isfinite(part)), float(loss))
+        for index in wrong or range(len(seen.origins)):
+            origin = seen.origins[index]
+            parts = [float(sums[index]) for sums in seen.sums]
+            value = next((part for part in parts if not math.isfinite(part)), float(seen.loss))
             yield self._record(groups.get(origin, origin), value)
 
     def _record(self, group: TokenGroup | str, value: float) -> dict[str, Any]:

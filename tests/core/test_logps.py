@@ -170,6 +170,14 @@ def test_a_nearly_certain_token_keeps_its_digits():
     assert logp == pytest.approx(-4.5399e-5, rel=1e-3)
 
 
+def test_a_target_that_the_head_does_not_have_gets_no_number():
+    inputs = head()
+    inputs.targets[3] = len(inputs.weight)
+    inputs.weight.requires_grad_()
+    found = token_logps(inputs.hidden, inputs.weight, inputs.targets)
+    assert found.isnan().tolist() == [index == 3 for index in range(len(found))]
+
+
 def test_nothing_is_kept_for_a_backward_that_will_not_come():
     inputs = head()
     assert not token_logps(inputs.hidden, inputs.weight, inputs.targets).requires_grad

@@ -25,7 +25,7 @@ from alignment.objectives.distillm2 import DistiLLM2
 from alignment.objectives.dpo import DPO
 from alignment.trainers import start
 from alignment.trainers.base import GroupTrainer
-from tests.tiny import EOS_ID, PAD_ID, VOCAB_SIZE
+from tests.tiny import EOS_ID, PAD_ID, VOCAB_SIZE, tiny_tokenizer
 from tests.trainers.runs import (
     build,
     logged,
@@ -33,6 +33,7 @@ from tests.trainers.runs import (
     pair_rows,
     run,
     scored,
+    settings,
     small_model,
     trained_weights,
     whole_batch,
@@ -221,6 +222,21 @@ def test_a_shared_layout_that_computes_something_else_is_left(
     trainer = build(tmp_path / "shared", layout="shared")
     with pytest.raises(UserError, match=r"layout: shared is wrong here: .* set `layout: plain`"):
         trainer.train()
+
+
+def test_a_frozen_model_is_asked_for_the_layout_as_well(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    trainer = run(tmp_path / "unable", ref_model=no_attention(), max_steps=1)
+    assert trainer.layout == "plain"
+    assert "layout plain: its layers of type conv carry state along the row" in caplog.text
+    trainer = build(tmp_path / "wrong", ref_model=small_model(seed=1), max_steps=1)
+    monkeypatch.setattr(
+        start, "layout_difference", lambda model, *_: 0.5 * (model is trainer.scorer.ref_model)
+    )
+    trainer.train()
+    told = "layout plain: shared and plain layout of the reference differ by 0.5 nats"
+    assert told in caplog.text
 
 
 def test_a_head_that_does_more_than_is_known_stops_the_run(
@@ -512,6 +528,19 @@ def test_evaluation_is_exact_whatever_its_batch_size(size: int, tmp_path: Path):
     assert metrics["eval_rewards/margins"] == pytest.approx(margin, abs=1e-6)
 
 
+def test_evaluation_keeps_to_the_budget_of_a_forward_pass(tmp_path: Path):
+    whole, bounded = (
+        build(tmp_path, eval_dataset=pair_rows(9), max_tokens_per_batch=budget)
+        for budget in (None, 100)
+    )
+    sizes = [batch.num_tokens for batch in bounded.get_eval_dataloader()]
+    assert max(sizes) <= 100 < max(batch.num_tokens for batch in whole.get_eval_dataloader())
+    metrics = [trainer.evaluate() for trainer in (whole, bounded)]
+    names = ("eval_loss", "eval_rewards/margins", "eval_logps/chosen")
+    for name in names:
+        assert metrics[1][name] == pytest.approx(metrics[0][name], abs=1e-6)
+
+
 def test_several_evaluation_sets_are_reported_by_name(tmp_path: Path):
     rows = pair_rows(16)
     sets = {"near": rows[:3], "far": rows[12:]}
@@ -607,3 +636,15 @@ def test_a_filler_counts_for_nothing(tmp_path: Path):
     gradients = [p.grad for p in trainer.model.parameters() if p.requires_grad]
     assert gradients
     assert all(g is not None and not g.any() for g in gradients)
+
+
+def test_a_token_that_the_model_does_not_have_is_told_with_its_row(tmp_path: Path):
+    """The last token of a response is no input, so that no lookup would fail."""
+    tokenizer, rows = tiny_tokenizer(), pair_rows(12)
+    size = len(tokenizer)
+    tokenizer.add_special_tokens({"eos_token": "<|over|>"})
+    models = small_model(vocab_size=size), small_model(vocab_size=size + 1)
+    told = rf"train\[0\] holds token {size} \(`<\|over\|>`\), and the model has {size} tokens"
+    with pytest.raises(UserError, match=told):
+        GroupTrainer(models[0], settings(tmp_path), rows, processing_class=tokenizer)
+    GroupTrainer(models[1], settings(tmp_path), rows, processing_class=tokenizer)

@@ -1,9 +1,11 @@
 """A run stops at losses that are no number, names rows behind spikes, and looks at its answers."""
 
+import gc
 import json
 import logging
 import math
-from dataclasses import dataclass, replace
+import weakref
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,29 @@ def test_a_loss_that_is_no_number_stops_the_run_and_its_rows_are_saved(
     assert (rows[0]["step"], rows[0]["value"]) == (3, value)
     assert trainer.state.global_step == 2
     torch.testing.assert_close(trained_weights(trainer), trained_weights(before), rtol=0, atol=1e-6)
+
+
+@dataclass(frozen=True)
+class Watched(APO):
+    """Looks whether what it gave before is still held by anyone."""
+
+    given: list[Any] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)
+
+    def __call__(self, terms: GroupTerms) -> ObjectiveOutput:
+        gc.collect()
+        self.held.append(sum(reference() is not None for reference in self.given))
+        output = super().__call__(terms)
+        self.given.append(weakref.ref(output.terms[0].sums))
+        return output
+
+
+def test_no_graph_is_held_until_the_step_ends(tmp_path: Path):
+    objective = Watched()
+    sizes = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    run(tmp_path, objective=objective, max_steps=2, preflight=False, **sizes)
+    assert len(objective.held) >= 8
+    assert not any(objective.held)
 
 
 class _BrokenGradient(torch.autograd.Function):
