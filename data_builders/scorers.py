@@ -32,7 +32,7 @@ class Item(NamedTuple):
         prompt: What was asked.
         source: The text that the prompt is about, such as the one to translate.
         candidates: The answers.
-        reference: A human answer, None where there is none.
+        reference: A human answer that is not among them, None where there is none.
     """
 
     prompt: Content

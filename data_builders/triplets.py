@@ -3,7 +3,8 @@
 Papers: "Contrastive Preference Optimization", arXiv 2401.08417, and its follow-up, arXiv
 2409.20059, which finds candidates of the model alone as good and steadier: the default. What lies
 between best and worst is dropped. A human reference is a candidate like the others, and may be the
-rejected one.
+rejected one; as in the papers no scorer reads it then. A metric that needs it scores the others
+against it instead.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from data_builders.pairs import DrawOptions, Side, draw, like, pair_of
 from data_builders.ratings import Rater
 from data_builders.scorers import Item, asking, is_asked, measuring
 
-VERSION = "1"
+VERSION = "2"
 """Of the way in which candidates are picked."""
 
 REFERENCE = "reference"
@@ -40,7 +41,10 @@ class Options(DataOptions, DrawOptions, JudgeOptions):
 
     candidates: Literal["self", "multi"] = field(
         default="self",
-        metadata={"help": "self: samples of the model; multi: of systems, and the reference"},
+        metadata={
+            "help": "self: samples of the model; multi: of systems, and the reference if neither "
+            "bleu nor chrf needs it"
+        },
     )
     model: tuple[str, ...] = field(
         default=(), metadata={"help": "models that write candidates: NAME or NAME@URL"}
@@ -100,6 +104,11 @@ class Options(DataOptions, DrawOptions, JudgeOptions):
             raise ValueError("`scorer` names none, and candidates cannot be told apart without")
         if ("judge" in self.scorer) != (self.judge_model is not None):
             raise ValueError("`scorer: judge` and `judge_model` go together")
+
+    @property
+    def reference_competes(self) -> bool:
+        """Whether the human answer is a candidate; candidates are scored against it otherwise."""
+        return self.candidates == "multi" and all(map(is_asked, self.scorer))
 
 
 class Counts(NamedTuple):
@@ -161,13 +170,14 @@ def builder(options: Options, counts: Counts) -> Build:
 
     async def build(row: Row, *models: LLM) -> Group:
         scorers, writers = models[: len(scoring.asked)], models[len(scoring.asked) :]
-        prompt, reference = prompt_of(row), _text(row, options.reference)
+        prompt = prompt_of(row)
+        against = None if options.reference_competes else _text(row, options.reference)
         given = _given(row, prompt, files, options) if options.candidates == "multi" else []
         drawn = await _drawn(prompt, writers, options, counts.candidates_left_out)
         candidates = _usable([*given, *drawn], options.max_len, counts.candidates_left_out)
         texts = [candidate.text for candidate in candidates]
         source = _text(row, options.source) or as_text(prompt)
-        scores = await scoring.scores(Item(prompt, source, texts, reference), scorers)
+        scores = await scoring.scores(Item(prompt, source, texts, against), scorers)
         pair = _picked(prompt, candidates, scores, options, counts.ties_broken_by_the_seed)
         sampling = {"sampling": options.sampling.settings()} if drawn else {}
         return replace(pair, meta={**pair.meta, "scorers": scoring.told, **sampling})
@@ -197,7 +207,7 @@ def main(argv: list[str]) -> None:
 
 
 def _given(row: Row, prompt: Prompt, files: Sequence[AnswerFile], options: Options) -> list[Side]:
-    """Candidates that were made elsewhere: of columns, of files, and the reference.
+    """Candidates that were made elsewhere: of columns, of files, and the reference if it competes.
 
     Raises:
         Reject: One of them is missing.
@@ -209,7 +219,8 @@ def _given(row: Row, prompt: Prompt, files: Sequence[AnswerFile], options: Optio
     for file in files:
         answer = file.answer(prompt)
         found.append(answer._replace(model=answer.model or file.path.stem))
-    if (reference := _text(row, options.reference)) is not None:
+    reference = _text(row, options.reference) if options.reference_competes else None
+    if reference is not None:
         found.append(Side(reference, REFERENCE, on_policy=False))
     return found
 

@@ -138,7 +138,7 @@ def test_gaps_lengths_and_numbers_that_do_not_do_have_reasons(tmp_path: Path):
 
 
 @pytest.mark.parametrize("metric", ["bleu", "chrf"])
-def test_sacrebleu_scores_against_the_reference(tmp_path: Path, metric: str):
+def test_sacrebleu_scores_against_the_reference_which_is_no_candidate(tmp_path: Path, metric: str):
     metrics = pytest.importorskip("sacrebleu.metrics")
     good, bad = "the cat sat on the mat", "the mat is a cat on it"
     rows: list[Row] = [
@@ -147,11 +147,12 @@ def test_sacrebleu_scores_against_the_reference(tmp_path: Path, metric: str):
     ]
     (pair,) = run(tmp_path, rows, *multi(2), "--scorer", metric)
     scores = pair["meta"]["candidates"]
+    assert [scored["system"] for scored in scores] == ["s0", "s1"]
     theirs = metrics.BLEU(effective_order=True) if metric == "bleu" else metrics.CHRF()
-    for text, scored in zip((bad, good), scores[:2], strict=True):
+    for text, scored in zip((bad, good), scores, strict=True):
         expected = theirs.sentence_score(text, ["the cat sat on a mat"]).score
         assert scored[metric] == pytest.approx(expected, abs=1e-12)
-    assert pair["meta"]["models"] == {"chosen": "reference", "rejected": "s0"}
+    assert pair["meta"]["models"] == {"chosen": "s1", "rejected": "s0"}
     assert "version:" in pair["meta"]["scorers"][metric]
     assert reasons(tmp_path) == ["no_reference"]
 
@@ -198,7 +199,7 @@ def test_a_scorer_behind_an_address_is_asked_as_documented_and_once(tmp_path: Pa
     with scoring(lengths, status=503) as server:
         words = (*multi(2), "--scorer", f"scorer:{server.url}")
         (pair,) = run(tmp_path, [row], *words)
-        question = {"source": "x", "candidates": ["abc", "ab", "ref!"], "reference": "ref!"}
+        question = {"source": "x", "candidates": ["abc", "ab", "ref!"], "reference": None}
         assert server.asked == [("/metrics/score", question)] * 2
         assert run(tmp_path, [row], *words, "--resume") == [pair]
         assert len(server.asked) == 2
@@ -258,8 +259,16 @@ def test_comet_is_asked_once_and_its_scores_are_kept(
     row = {"prompt": "p", "source": "x", "s0": "abc", "s1": "ab", "reference": "ref!"}
     for more in ((), ("--resume",)):
         (pair,) = run(tmp_path, [row], *multi(2), "--scorer", "comet:some/metric", *more)
-    assert asked == [[{"src": "x", "mt": mt, "ref": "ref!"} for mt in ("abc", "ab", "ref!")]]
+    assert asked == [[{"src": "x", "mt": mt} for mt in ("abc", "ab", "ref!")]]
     assert pair["meta"]["scores"]["chosen"] == {"comet:some/metric": 0.04}
+
+
+def test_samples_are_scored_with_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = comet(monkeypatch)
+    words = (*WRITER, "--samples", "2", "--scorer", "comet:m")
+    with pytest.raises(UserError, match="no_gap"):  # `worth 1` and `worth 2` are equally long
+        run(tmp_path, [{"prompt": "p", "reference": "ref!"}], *words)
+    assert asked == [[{"src": "p", "mt": f"worth {n}", "ref": "ref!"} for n in (1, 2)]]
 
 
 def test_a_metric_without_reference_gets_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
