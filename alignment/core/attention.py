@@ -49,6 +49,25 @@ def why_not_shared(config: Any) -> str | None:
     return None
 
 
+def rotations_change_after(config: Any) -> int | None:
+    """Positions beyond which one sequence changes the rotations of all in its batch.
+
+    Longrope and dynamic scaling choose them by the longest sequence of a forward pass.
+
+    Returns:
+        None for models whose rotations are always the same.
+    """
+    config = config.get_text_config()
+    settings = getattr(config, "rope_parameters", None) or {}
+    kinds = [part for part in settings.values() if isinstance(part, dict)] or [settings]
+    ends = [
+        kind.get("original_max_position_embeddings") or config.max_position_embeddings
+        for kind in kinds
+        if kind.get("rope_type") in ("longrope", "dynamic")
+    ]
+    return min(ends, default=None)
+
+
 @torch.compiler.disable  # what a batch may see is none of a compiled model's business
 def attention_mask(batch: PackedBatch, config: Any, dtype: torch.dtype) -> Mask:
     """The `attention_mask` argument for one forward pass.

@@ -51,7 +51,13 @@ from alignment.trainers.metrics import MeanLedger, pop_loss, response_metrics, t
 from alignment.trainers.out_of_memory import SplittingStep
 from alignment.trainers.probe import Probe
 from alignment.trainers.record import Provenance, RunFile, count
-from alignment.trainers.rows import check_ids, preparation, prepared, prepared_splits
+from alignment.trainers.rows import (
+    check_ids,
+    preparation,
+    prepared,
+    prepared_splits,
+    warn_of_rotations,
+)
 from alignment.trainers.saved_weights import save_checked
 from alignment.trainers.start import prepare_start
 from alignment.trainers.teacher import Frozen, check_frozen, load_frozen
@@ -141,8 +147,11 @@ class GroupTrainer(_BaseTrainer):
         configs = [known.config for known in (policy.base, *others.values())]
         self.layout, self.layout_reason = choose_layout(args.layout, configs)
         splits = eval_groups.values() if isinstance(eval_groups, dict) else [eval_groups]
-        for groups, config in itertools.product([train_groups, *splits], configs):
-            check_ids(groups or [], tokenizer, config)
+        sets = [train_groups, *filter(None, splits)]
+        for groups, config in itertools.product(sets, configs):
+            check_ids(groups, tokenizer, config)
+        for config in configs:
+            warn_of_rotations(train_groups, config)
         self.plan = plan_run(train_groups, args, self.layout)
         # Engines read the accumulation when they are built.
         args.gradient_accumulation_steps = self.plan.accumulation

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Mapping
 from typing import Any, cast
 
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from alignment.cli import UserError
-from alignment.core.packing import TokenGroup
+from alignment.core.attention import rotations_change_after
+from alignment.core.reference import Groups
 from alignment.core.rendering import Renderer, TruncationMode
 from alignment.data import GroupDataset, PairRule, Preparation
 from alignment.objectives.base import Objective
 from alignment.trainers.config import GroupConfig
+
+logger = logging.getLogger(__name__)
 
 
 def preparation(
@@ -58,9 +62,7 @@ def prepared_splits(prepare: Preparation, rows: Any) -> Any:
     return None if rows is None else prepared(prepare, rows, "eval")
 
 
-def check_ids(
-    groups: Iterable[TokenGroup], tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
-) -> None:
+def check_ids(groups: Groups, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
     """Checks that a model has an embedding for every token of the data.
 
     The last token of a response is never read by the model, only predicted, so that no lookup fails
@@ -72,12 +74,32 @@ def check_ids(
     size = config.get_text_config().vocab_size
     if len(tokenizer) <= size:
         return
-    for group in groups:
+    for group in map(groups.__getitem__, range(len(groups))):
         highest = max(max(ids, default=0) for ids in (group.prefix, *group.contexts))
         highest = max(highest, *map(max, group.responses))
         if highest >= size:
             token = tokenizer.convert_ids_to_tokens(highest)
             raise UserError(
-                f"{group.origin} holds token {highest} (`{token}`), and the model has {size} tokens: "
-                "resize its embedding (`resize_token_embeddings`), or take its own tokenizer"
+                f"{group.origin} holds token {highest} (`{token}`), and the model has {size} "
+                "tokens: resize its embedding (`resize_token_embeddings`), or take its own "
+                "tokenizer"
             )
+
+
+def warn_of_rotations(groups: Groups, config: PreTrainedConfig) -> None:
+    """Warns where long rows would change the log-probs of those that they are batched with."""
+    end = rotations_change_after(config)
+    if end is None:
+        return
+    longest = max(
+        len(group.prefix) + len(context) + len(response) - 1
+        for group in map(groups.__getitem__, range(len(groups)))
+        for context, response in zip(group.contexts, group.responses, strict=True)
+    )
+    if longest > end:
+        logger.warning(
+            "`%s` chooses its rotations by the longest sequence of a forward pass: rows of more "
+            "than %d tokens (the longest has %d) change the log-probs of shorter ones beside them; "
+            "`max_length: %d` leaves them out",
+            *(config.model_type, end, longest, end),
+        )

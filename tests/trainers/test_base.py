@@ -648,3 +648,18 @@ def test_a_token_that_the_model_does_not_have_is_told_with_its_row(tmp_path: Pat
     with pytest.raises(UserError, match=told):
         GroupTrainer(models[0], settings(tmp_path), rows, processing_class=tokenizer)
     GroupTrainer(models[1], settings(tmp_path), rows, processing_class=tokenizer)
+
+
+def test_rows_that_change_the_rotations_of_others_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 24}
+    config = {"rope_parameters": {**rope, **factors}}
+    build(tmp_path, model=small_model(**config))
+    assert "rows of more than 24 tokens (the longest has" in caplog.text
+    assert "`max_length: 24` leaves them out" in caplog.text
+    caplog.clear()
+    build(tmp_path, model=small_model(**config), max_length=24)
+    build(tmp_path)
+    assert "rotations" not in caplog.text
