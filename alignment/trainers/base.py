@@ -60,7 +60,7 @@ from alignment.trainers.rows import (
 )
 from alignment.trainers.saved_weights import save_checked
 from alignment.trainers.start import prepare_start
-from alignment.trainers.teacher import Frozen, check_frozen, load_frozen
+from alignment.trainers.teacher import Frozen, check_frozen, check_tokenizer, load_frozen
 from alignment.trainers.watching import Watch
 
 if TYPE_CHECKING:
@@ -129,11 +129,13 @@ class GroupTrainer(_BaseTrainer):
         tokenizer = processing_class or load_tokenizer(model, args)
         wanted = Frozen(teacher_model, second_teacher_model, second_ref_model)
         check_frozen(self.objective, model, wanted, tokenizer, args)
+        needs_reference = "reference" in self.objective.needs
+        if needs_reference:
+            check_tokenizer(ref_model, "reference", tokenizer, args)
         prepare = preparation(self.objective, tokenizer, args)
         train_groups = prepared(prepare, train_dataset, "train")
         eval_groups = prepared_splits(prepare, eval_dataset)
 
-        needs_reference = "reference" in self.objective.needs
         policy = load_policy(
             model,
             args,
@@ -144,7 +146,11 @@ class GroupTrainer(_BaseTrainer):
             with_values="values" in self.objective.needs,
         )
         others = load_frozen(self.objective, wanted, args)
-        configs = [known.config for known in (policy.base, *others.values())]
+        frozen = None
+        if needs_reference:
+            frozen = policy.frozen_reference(ref_model, args, quantization_config)
+        models = [known for known in (policy.base, frozen, *others.values()) if known is not None]
+        configs = [known.config for known in models]
         self.layout, self.layout_reason = choose_layout(args.layout, configs)
         splits = eval_groups.values() if isinstance(eval_groups, dict) else [eval_groups]
         sets = [train_groups, *filter(None, splits)]
@@ -180,10 +186,6 @@ class GroupTrainer(_BaseTrainer):
                 "or show one with CUDA_VISIBLE_DEVICES"
             )
         self._offload = policy.offloading(args)
-        frozen = None
-        if needs_reference:
-            frozen = policy.frozen_reference(ref_model, args, quantization_config)
-        models = [known for known in (policy.base, frozen, *others.values()) if known is not None]
         self.layout = without_padding(self.layout, models)
         if self.layout == "ragged":
             self.layout_reason += ", and none is padded"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object, is_peft_model
+from torch import nn
 from tqdm.auto import tqdm
 
 from alignment.cli import UserError
@@ -100,17 +101,7 @@ def check_weights(trainer: GroupTrainer) -> None:
     Raises:
         UserError: There is one; it is named.
     """
-    scorer = trainer.scorer
-    models = {
-        "model": trainer.model,
-        "reference": scorer.ref_model,
-        "second reference": scorer.second_ref_model,
-        "teacher": scorer.teacher,
-        "second teacher": scorer.second_teacher,
-    }
-    for kind, model in models.items():
-        if model is None:
-            continue
+    for kind, model in {"model": trainer.model, **frozen_models(trainer)}.items():
         weight = not_finite(trainer.unwrap(model))
         name = next(filter(None, gather_object([weight])), None)
         if name is not None:
@@ -120,38 +111,55 @@ def check_weights(trainer: GroupTrainer) -> None:
             )
 
 
-def check_layout(trainer: GroupTrainer) -> None:
-    """Compares our log-probs with the model's own logits, and a layout that shares with the plain.
+def frozen_models(trainer: GroupTrainer) -> dict[str, nn.Module]:
+    """The models of a run beside the policy, as the engine keeps them, by what they are."""
+    scorer = trainer.scorer
+    models = {
+        "reference": scorer.ref_model,
+        "second reference": scorer.second_ref_model,
+        "teacher": scorer.teacher,
+        "second teacher": scorer.second_teacher,
+    }
+    return {kind: model for kind, model in models.items() if model is not None}
 
-    The first takes a few tokens, the second the longest group of the first batch: what lies beyond
-    a window shows in long groups alone. Under `layout: auto` a difference between layouts switches
-    to the plain one; one log line says which and why.
+
+def check_layout(trainer: GroupTrainer) -> None:
+    """Compares our log-probs with a model's own logits, and a layout that shares with the plain.
+
+    Policy and frozen models are asked. The first takes a few tokens, the second the longest group
+    of the first batch: what lies beyond a window shows in long groups alone. Under `layout: auto` a
+    difference between layouts switches to the plain one; one log line says which and why.
 
     Raises:
-        UserError: The model does something of its own to its logits, or the recipe insists on
+        UserError: A model does something of its own to its logits, or the recipe insists on
             sharing and the results differ.
     """
-    reason, model = trainer.layout_reason, trainer.model_wrapped
+    reason, largest = trainer.layout_reason, 0.0
     longest = max(_first_groups(trainer), key=lambda group: group.lengths()[0])
     pad_token_id = cast(int, trainer.processing_class.pad_token_id)
-    bound = LOGP_TOLERANCE[trainer.precision]
-    own = _largest(head_difference(model, longest, pad_token_id))
-    if own > bound:
-        kind = trainer.unwrap(model).config.model_type
-        raise UserError(
-            f"log-probs from the head of `{kind}` differ by {own:.3g} nats (bound {bound:g}) from "
-            "those of its own logits: the architecture does more to its logits than is known here"
-        )
-    if trainer.layout != "plain":
-        largest = _largest(layout_difference(model, longest, trainer.layout, pad_token_id))
-        if largest <= bound:
-            reason = f"{reason}; differs from the plain layout by {largest:.1e} nats at most"
-        else:
-            reason = f"shared and plain layout differ by {largest:.3g} nats (bound {bound:g})"
+    for kind, model in {"model": trainer.model_wrapped, **frozen_models(trainer)}.items():
+        bound = LOGP_TOLERANCE[_precision(trainer, model)]
+        own = _largest(head_difference(model, longest, pad_token_id))
+        if own > bound:
+            family = trainer.unwrap(model).config.model_type
+            raise UserError(
+                f"log-probs from the head of `{family}` differ by {own:.3g} nats (bound {bound:g}) "
+                "from those of its own logits: the architecture does more to its logits than is "
+                "known here"
+            )
+        if trainer.layout == "plain":
+            continue
+        found = _largest(layout_difference(model, longest, trainer.layout, pad_token_id))
+        largest = max(largest, found)
+        if found > bound:
+            whose = "" if kind == "model" else f" of the {kind}"
+            reason = f"shared and plain layout{whose} differ by {found:.3g} nats (bound {bound:g})"
             if trainer.args.layout == "shared":
                 raise UserError(f"layout: shared is wrong here: {reason}; set `layout: plain`")
             reason += "; calls were planned for sharing and may exceed `max_tokens_per_batch`"
             trainer.layout = "plain"
+    if trainer.layout != "plain":
+        reason += f"; differs from the plain layout by {largest:.1e} nats at most"
     logger.info("layout %s: %s", trainer.layout, reason)
 
 
@@ -213,6 +221,13 @@ def fingerprint_groups(groups: Any) -> tuple[int, str]:
         group = groups[index]
         digest.update(repr((list(group.prefix), list(map(list, group.responses)))).encode())
     return count, digest.hexdigest()
+
+
+def _precision(trainer: GroupTrainer, model: nn.Module) -> torch.dtype:
+    """What a model of the run computes in."""
+    args = trainer.args
+    mixed = args.bf16 or args.fp16
+    return trainer.precision if mixed else cast(torch.dtype, trainer.unwrap(model).dtype)
 
 
 def _largest(difference: float) -> float:

@@ -57,13 +57,13 @@ def check_frozen(
     tokenizer: PreTrainedTokenizerBase,
     args: GroupConfig,
 ) -> None:
-    """Checks that there are the frozen models that are needed, and that they fit this student.
+    """Checks that there are the frozen models that are needed, and that they fit this policy.
 
     Args:
         objective: Whose needs decide.
-        model: The student, or its name.
+        model: The policy, or its name.
         frozen: The models, or their names.
-        tokenizer: The student's; that of a model given by name must be the same.
+        tokenizer: The policy's; that of a model given by name must be the same.
         args: Settings.
 
     Raises:
@@ -80,9 +80,26 @@ def check_frozen(
                 f"the second teacher is the first (`{given}`), so their difference is nothing: "
                 f"set `{model_key(name)}` to the model that the teacher started from"
             )
-        if isinstance(given, str):
-            other = load_tokenizer(given, args)
-            check_same_tokenizer(tokenizer, other, given, ("student", "teacher"))
+        check_tokenizer(given, _NEED[name], tokenizer, args)
+
+
+def check_tokenizer(
+    given: Model | None, need: str, tokenizer: PreTrainedTokenizerBase, args: GroupConfig
+) -> None:
+    """Checks that a frozen model that is given by name has the policy's tokenizer.
+
+    Args:
+        given: The model, or its name.
+        need: What an objective calls it.
+        tokenizer: The policy's.
+        args: Settings.
+
+    Raises:
+        UserError: It has another.
+    """
+    if isinstance(given, str):
+        roles = ("student" if "teacher" in need else "policy", need.replace("_", " "))
+        check_same_tokenizer(tokenizer, load_tokenizer(given, args), given, roles)
 
 
 def load_frozen(

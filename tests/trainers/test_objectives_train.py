@@ -506,3 +506,18 @@ def test_a_teacher_with_another_tokenizer_is_refused_with_ten_differences(
     line = refusal(DATA / "pairs.jsonl", objective="distillm2", teacher_model_name_or_path=other)
     assert "has another tokenizer than the student" in line
     assert line.partition("student / teacher: ")[2].count(" / ") == 10
+
+
+@pytest.mark.parametrize("role", ["reference", "second reference"])
+def test_a_reference_with_another_tokenizer_is_refused(
+    role: str, model_dir: Path, tmp_path: Path, refusal: Callable[..., str]
+):
+    other = tmp_path / "other"
+    save_tiny(other, seed=1)
+    tiny_tokenizer(["zebras quietly juggle seven vexing boxes"]).save_pretrained(other)
+    models = {"ref_model_name_or_path": model_dir, "second_ref_model_name_or_path": model_dir}
+    models[f"{role.replace('reference', 'ref').replace(' ', '_')}_model_name_or_path"] = other
+    line = refusal(
+        DATA / "sides.jsonl", objective="d2o", objective_kwargs={"references": "two"}, **models
+    )
+    assert f"{role} `{other}` has another tokenizer than the policy" in line
