@@ -6,7 +6,7 @@ with it (no label is needed), or whether it is correct (`--target correctness`, 
 few of the second.
 
 Paper: EliCal, arXiv 2510.17509: 20 samples at temperature 1. That two answers agree if they are the
-same words, case, punctuation and articles aside, is our form.
+same words, signs and operators, case, other punctuation and articles aside, is our form.
 """
 
 from __future__ import annotations
@@ -23,9 +23,23 @@ from alignment.llm.rows import PROMPT_COLUMNS, Reject, Row, prompt_of
 from data_builders.base import BuildOptions, build_dataset
 from data_builders.pairs import DrawOptions, draw, like
 
-VERSION = "1"
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_PUNCTUATION = re.compile(r"[^\w\s]")
+VERSION = "2"
+"""Of the form in which answers are compared."""
+
+_DASHES = str.maketrans("\N{MINUS SIGN}\N{EN DASH}", "--")
+_ARTICLE = re.compile(r"""\b(?:a|an|the)\b(?=[*"]*\ +[^\s\w]*\w)""")
+"""One before a word: the A of a choice, a list or a formula is none."""
+_WORD = re.compile(
+    r"""
+    \w+
+    | [+<=>/^%\u00b1\u00d7\u00f7\u2200-\u22ff]  # operators
+    | \.(?=\d)  # a decimal point
+    | (?<!\w)-(?=[^\s-]) | (?<=\w)-(?![\w-])  # a sign before a number, or after as in O-
+    | (?<=\d)-(?=\d) | (?<=\d\ )-(?=\ \d)  # a minus; between words it joins or parts them
+    | (?<=\w)\*\*?(?=\w) | (?<=\w\ )\*(?=\ \w)  # a product or a power; other stars are markup
+    """,
+    re.VERBOSE,
+)
 
 
 @dataclass(kw_only=True)
@@ -78,8 +92,8 @@ def builder(options: Options) -> Callable[[Row, LLM], Awaitable[Row]]:
 
 
 def words_of(text: str) -> list[str]:
-    """The words by which two short answers are compared."""
-    return _ARTICLES.sub(" ", _PUNCTUATION.sub(" ", text.lower())).split()
+    """The words, signs and operators by which two short answers are compared."""
+    return _WORD.findall(_ARTICLE.sub(" ", text.lower().translate(_DASHES)))
 
 
 def agreement(answer: str, others: Iterable[str]) -> float:

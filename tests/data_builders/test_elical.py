@@ -36,6 +36,37 @@ def test_answers_agree_by_their_words():
     assert agreement("Cat", ["the cat", "dog", "CAT.", "cat cat"]) == 0.5
 
 
+@pytest.mark.parametrize(
+    ("answer", "other"),
+    [
+        *(("5", "-5"), ("5", "\N{MINUS SIGN}5"), ("5", ".5"), ("5", "5%"), ("O", "O-")),
+        *(("x < 5", "x > 5"), ("x - 5", "x + 5"), ("x * 5", "x / 5"), ("x**2", "x*2")),
+        *(("10-5", "10 5"), ("10 - 5", "10, 5"), ("C", "C++")),
+    ],
+)
+def test_signs_and_operators_tell_answers_apart(answer: str, other: str):
+    assert agreement(answer, [other]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "other"),
+    [
+        *(("-5 °C", "\N{EN DASH}5°C"), ("**5**", "5."), ("10 - 5", "10-5"), ("5 * 3", "5*3")),
+        *(("well-known", "well known"), ("- Paris", "Paris"), ("* Paris", "Paris")),
+        *(("Paris - the capital", "Paris, the capital"), ("Covid-19", "COVID 19")),
+    ],
+)
+def test_marks_around_and_between_words_do_not(answer: str, other: str):
+    assert agreement(answer, [other]) == 1.0
+
+
+def test_an_article_stands_before_a_word():
+    assert words_of("A.") == words_of("(A)") == ["a"]
+    assert agreement("B", ["A, B", "A < B", "A) B"]) == 0.0
+    assert agreement("vitamin", ["vitamin A"]) == 0.0
+    assert agreement("cat", ["The **cat**", "**the** cat", 'a "cat"']) == 1.0
+
+
 def test_the_target_is_the_share_of_samples_that_agree(tmp_path: Path):
     (row,) = made(tmp_path, [{"prompt": "name one"}], "--samples", "4")
     assert (row["completion"], row["reward"]) == ("Cat", 0.75)
@@ -52,6 +83,17 @@ def test_the_target_may_be_whether_the_answer_is_right(tmp_path: Path):
     labelled = made(tmp_path, rows, "--target", "correctness")
     assert [row["reward"] for row in labelled] == [1.0, 0.0]
     assert reasons(tmp_path) == ["no_answer"]
+
+
+def test_a_choice_named_a_is_an_answer(tmp_path: Path):
+    rows = [{"prompt": "choose", "answer": right} for right in ("A", "B")]
+    model = ("--model", f"program:{__name__}.choosing")
+    labelled = build(tmp_path, "elical", rows, *model, "--target", "correctness")
+    assert [(row["completion"], row["reward"]) for row in labelled] == [("A", 1.0), ("A", 0.0)]
+
+
+def choosing(request: Request) -> str:
+    return "A"
 
 
 def test_an_answer_without_words_is_a_reject(tmp_path: Path):
