@@ -6,19 +6,22 @@ with it (no label is needed), or whether it is correct (`--target correctness`, 
 few of the second.
 
 Paper: EliCal, arXiv 2510.17509: 20 samples at temperature 1. That two answers agree if they are the
-same words, signs and operators, case, other punctuation and articles aside, is our form.
+same words, signs and operators, case, other punctuation and articles aside, and that a refused or
+cut sample agrees with none, is our form.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any, Literal
 
 from alignment.cli import check_counts, parse, run
 from alignment.llm.engine import LLM
+from alignment.llm.protocol import CallError, Prompt
 from alignment.llm.rows import PROMPT_COLUMNS, Reject, Row, prompt_of
 from data_builders.base import BuildOptions, build_dataset
 from data_builders.pairs import DrawOptions, draw, like
@@ -64,17 +67,16 @@ def builder(options: Options) -> Callable[[Row, LLM], Awaitable[Row]]:
 
     async def build(row: Row, llm: LLM) -> Row:
         prompt = prompt_of(row)
+        told: dict[str, Any]
         if options.target == "correctness":
             answer = (await draw(llm, prompt, greedy)).text
             target, told = _correctness(answer, row), {"right": list(_right(row))}
         else:
-            first, *others = await asyncio.gather(
-                draw(llm, prompt, greedy),
-                *(draw(llm, prompt, options, sample) for sample in range(options.samples)),
+            first, samples = await asyncio.gather(
+                draw(llm, prompt, greedy), _samples(llm, prompt, options)
             )
             answer = first.text
-            target = agreement(answer, [reply.text for reply in others])
-            told = {"samples": [reply.text for reply in others]}
+            target, told = agreement(answer, samples), {"samples": samples}
         if not words_of(answer):
             raise Reject("empty", "the greedy answer has no words", reply=answer)
         meta: dict[str, Any] = {
@@ -96,10 +98,27 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(_ARTICLE.sub(" ", text.lower().translate(_DASHES)))
 
 
-def agreement(answer: str, others: Iterable[str]) -> float:
-    """The share of other answers that have the words of this one."""
-    same = [words_of(other) == words_of(answer) for other in others]
-    return sum(same) / len(same)
+def agreement(answer: str, others: Sequence[str | None]) -> float:
+    """The share of other answers that have the words of this one; one that is None has not."""
+    words = words_of(answer)
+    return fmean(other is not None and words_of(other) == words for other in others)
+
+
+async def _samples(llm: LLM, prompt: Prompt, options: Options) -> list[str | None]:
+    """Answers that may agree with the greedy one; None for one that was refused or cut off.
+
+    To drop their rows would drop the questions that the model is least sure of.
+    """
+
+    async def one(sample: int) -> str | None:
+        try:
+            return (await draw(llm, prompt, options, sample)).text
+        except CallError as error:
+            if error.outcome not in ("refused", "truncated"):
+                raise
+            return None
+
+    return await asyncio.gather(*map(one, range(options.samples)))
 
 
 def _correctness(answer: str, row: Row) -> float:

@@ -7,7 +7,7 @@ import pytest
 
 from alignment.cli import UserError
 from alignment.llm.prompts import as_messages, as_text
-from alignment.llm.protocol import Request
+from alignment.llm.protocol import Reply, Request
 from data_builders.elical import agreement, words_of
 from tests.data_builders.checks import survives_a_kill, trains
 from tests.data_builders.running import build, reasons, write
@@ -16,11 +16,15 @@ from tests.llm.server import Answer, Body
 SAMPLES = ("The cat.", "a cat", "CAT!", "a dog")
 
 
-def policy(request: Request) -> str:
+def policy(request: Request) -> str | Reply:
     """Greedy it says `Cat`; of four samples three agree."""
     words = as_text(as_messages(request.prompt)[-1:])
     if words == "mumble":
         return "..."
+    if words == "ramble" and request.sample in (1, 2):
+        return Reply("a cat that", "length") if request.sample == 1 else Reply("", "refusal")
+    if words == "ramble on":
+        return Reply("a cat that", "length")
     return "Cat" if request.sampling.temperature == 0 else SAMPLES[request.sample % 4]
 
 
@@ -94,6 +98,14 @@ def test_a_choice_named_a_is_an_answer(tmp_path: Path):
 
 def choosing(request: Request) -> str:
     return "A"
+
+
+def test_samples_that_are_refused_or_cut_do_not_agree(tmp_path: Path):
+    rows = [{"prompt": "ramble"}, {"prompt": "ramble on"}]
+    (row,) = made(tmp_path, rows, "--samples", "4")
+    assert (row["completion"], row["reward"]) == ("Cat", 0.25)
+    assert row["meta"]["samples"] == ["The cat.", None, None, "a dog"]
+    assert reasons(tmp_path) == ["truncated"]  # the greedy answer itself
 
 
 def test_an_answer_without_words_is_a_reject(tmp_path: Path):
