@@ -13,7 +13,7 @@ from alignment.llm.protocol import Prompt
 from alignment.llm.rows import Reject
 from data_builders.base import ModelAt
 from eval.judge import Comparison, PairJudge, compare
-from eval.judge_files import JudgeOptions, judge_model, judge_over, read_judge
+from eval.judge_files import PREFERENCES, JudgeOptions, judge_model, judge_over, read_judge
 
 Compare: TypeAlias = Callable[[LLM, Prompt, str, str], Awaitable[Comparison]]
 """`compare(judge, prompt, first, second)`: the preference for the first answer."""
@@ -60,7 +60,7 @@ class PairJudgeOptions(JudgeOptions):
         Raises:
             UserError: The judge's YAML or prompt file cannot be used.
         """
-        made, judges = read_judge(self.judge), dict[LLM, PairJudge]()
+        made, judges = read_judge(self.judge, PREFERENCES), dict[LLM, PairJudge]()
 
         async def ask(llm: LLM, prompt: Prompt, first: str, second: str) -> Comparison:
             if llm not in judges:

@@ -28,7 +28,7 @@ from eval.alpaca_report import (
 )
 from eval.annotations import Benchmark, read_annotations, read_reference
 from eval.bundle import MANIFEST, seal, unseal, write_lines
-from eval.judge_files import JudgeOptions
+from eval.judge_files import PREFERENCES, JudgeOptions, read_judge
 from eval.stats import ENOUGH_JUDGED, check_seed
 
 ANSWERS, VERDICTS, PROMPTS = "answers.jsonl", "verdicts.jsonl", "prompts.jsonl"
@@ -162,6 +162,7 @@ def evaluate(options: Options) -> dict[str, Any]:
         UserError: Files do not fit, a model cannot be asked, or too few prompts are judged.
     """
     folder = _given(options.output)
+    read_judge(options.judge, PREFERENCES)  # before the model is asked
     benchmark = Benchmark(_given(options.prompts), options.baseline)
     answers = options.answers or folder / ANSWERS
     if options.model is not None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
+from alignment.cli import UserError
 from alignment.llm.engine import LLM
 from alignment.llm.prompts import Template
 from alignment.llm.protocol import CallError, Message, Reply, Sampling
@@ -70,6 +71,7 @@ class Judge(Generic[V]):
         system: What the system's message says; None where there is none.
         again: How often a reply that cannot be read is asked for anew.
         keep_truncated: Whether a reply that was cut off is read, as one of a single token must be.
+        kinds: Types of a verdict, to which a parser of one's own is held.
     """
 
     llm: LLM
@@ -79,6 +81,7 @@ class Judge(Generic[V]):
     system: str | None = None
     again: int = 0
     keep_truncated: bool = False
+    kinds: tuple[type, ...] = (object,)
 
     symmetric = False
     """Whether the order of two answers cannot matter."""
@@ -91,7 +94,8 @@ class Judge(Generic[V]):
 
         Raises:
             VerdictError: The judge gave no verdict that can be read.
-            UserError: The judge cannot be asked, or cannot give the verdicts that it should.
+            UserError: The judge cannot be asked, or cannot give the verdicts that it should; or
+                its parser returns what is no verdict of its type.
         """
         messages = self._messages(fields)
         for sample in range(self.again + 1):
@@ -102,9 +106,16 @@ class Judge(Generic[V]):
             except CallError as error:
                 raise VerdictError(error.outcome, str(error)) from None
             try:
-                return self.read(reply), reply
+                verdict = self.read(reply)
             except ValueError:
                 continue
+            if not isinstance(verdict, self.kinds):
+                raise UserError(
+                    f"the parser `{self._reader}` returned a {type(verdict).__name__}, where the "
+                    f"judge's `verdict` asks for {' or '.join(k.__name__ for k in self.kinds)}; "
+                    "mend one of the two"
+                )
+            return verdict, reply
         raise VerdictError("unparseable", reply.text)
 
     async def prefer(self: Judge[Preference], prompt: str, first: str, second: str) -> Verdict:
@@ -120,9 +131,15 @@ class Judge(Generic[V]):
             "prompt": self.template.path.name,
             "prompt_digest": self.template.digest,
             "system": self.system,
-            "verdict": getattr(self.read, "__name__", None) or repr(self.read),
+            "verdict": self._reader,
             "sampling": self.sampling.settings(),
         }
+
+    @property
+    def _reader(self) -> str:
+        """What the function that reads a verdict is called."""
+        name: str | None = getattr(self.read, "__name__", None)
+        return name or repr(self.read)
 
     def _messages(self, fields: Mapping[str, str | Mapping[str, str]]) -> list[Message]:
         shown = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +15,19 @@ from alignment.llm.options import CallOptions
 from alignment.llm.prompts import Template
 from alignment.llm.protocol import Reply, Sampling
 from eval.judge import PAIRWISE_FIELDS, Judge, RewardJudge
-from eval.verdicts import Rating, Ratings, TokenPreference, read_letter
+from eval.verdicts import Preference, Rating, Ratings, TokenPreference, read_letter
 
 JUDGES = Path(__file__).parent / "judges"
+PREFERENCES = ("letter", "tokens", "reward")
+"""Verdict types that say which of two answers is better."""
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "letter": (Preference,),
+    "tokens": (Preference,),
+    "rating": (float, int),
+    "ratings": (tuple, list),
+}
+"""What a verdict of each type is read as."""
 
 
 @dataclass(kw_only=True)
@@ -79,14 +89,16 @@ class JudgeFile:
         return readers[self.verdict]
 
 
-def read_judge(judge: str | Path) -> JudgeFile:
+def read_judge(judge: str | Path, verdicts: Sequence[str] | None = None) -> JudgeFile:
     """Reads a judge's YAML.
 
     Args:
         judge: A file, or the name of one that comes along, such as `pairwise`.
+        verdicts: Verdict types that the caller has a use for; all where it is None.
 
     Raises:
-        UserError: There is no such judge, or a key in it is unknown or wrong.
+        UserError: There is no such judge, a key in it is unknown or wrong, or its verdicts are of
+            another type.
     """
     path = Path(judge)
     if path.suffix not in (".yaml", ".yml"):
@@ -100,6 +112,11 @@ def read_judge(judge: str | Path) -> JudgeFile:
         made = parse(JudgeFile, ["--config", str(path)], str(path))
     except UserError as error:
         raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    if verdicts is not None and made.verdict not in verdicts:
+        raise UserError(
+            f"{path}: this command has no use for `verdict: {made.verdict}`; give a judge whose "
+            f"`verdict` is {' or '.join(verdicts)}"
+        )
     if made.prompt is not None:
         made.prompt = path.parent / made.prompt
     return made
@@ -128,6 +145,7 @@ def open_judge(
     options: JudgeOptions,
     ledger: Ledger,
     fields: Collection[str] = PAIRWISE_FIELDS,
+    verdicts: Sequence[str] = PREFERENCES,
     judge: str | Path | None = None,
 ) -> Judge[Any] | RewardJudge:
     """The judge that a command's options ask for.
@@ -136,12 +154,13 @@ def open_judge(
         options: Which judge, and how to ask.
         ledger: Where finished calls are kept.
         fields: What its prompt file may show.
+        verdicts: Verdict types that the command has a use for.
         judge: Another judge's YAML than that of the options.
 
     Raises:
         UserError: The YAML, the prompt file or the model cannot be used.
     """
-    made = read_judge(judge or options.judge)
+    made = read_judge(judge or options.judge, verdicts)
     model, url = judge_model(options, made)
     if model is None:
         raise UserError("no judge: give `--judge-model`, or `model` in the judge's YAML")
@@ -193,5 +212,7 @@ def judge_over(
         top_logprobs=made.top_logprobs if tokens else None,
     )
     return Judge(
-        llm, template, made.reader(), sampling, made.system, made.again, keep_truncated=tokens
+        *(llm, template, made.reader(), sampling, made.system, made.again),
+        keep_truncated=tokens,
+        kinds=_KINDS[made.verdict],
     )

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from alignment.cli import UserError, check_counts, parse, run, tell
 from alignment.core.rows import read_rows
@@ -22,7 +22,7 @@ from alignment.llm.rows import Row
 from eval.answers import warn_of_repetition
 from eval.bundle import MANIFEST, seal, unseal, write_lines
 from eval.judge import ORDERS, Comparison, Judge, Side, Verdict, VerdictError, compare_in
-from eval.judge_files import JudgeOptions, open_judge
+from eval.judge_files import JudgeOptions, open_judge, read_judge
 from eval.judgments import TURNS, average, intervals, judged_again, read_judgments, refuse_unjudged
 from eval.questions import Answers, Question, are_official, read_answers, read_questions
 from eval.stats import check_seed
@@ -38,6 +38,9 @@ FIELDS = {
     "pair": _QUESTION | {f"{side}_{turn}" for side in ("first", "second") for turn in TURNS},
 }
 """What the prompt file of each grading may show; of turn 2 nothing while turn 1 is judged."""
+
+VERDICTS = {"single": ("rating",), "pair": ("letter", "tokens")}
+"""What the judge of each grading may say; a reward model reads no prompt file of two turns."""
 
 
 @dataclass(kw_only=True)
@@ -198,9 +201,8 @@ def judge_all(
     """
     baseline = answers[options.baseline] if options.baseline is not None else {}
     with open_ledger(output, options) as ledger:
-        judge = open_judge(options, ledger, FIELDS[options.grading])
-        if not isinstance(judge, Judge):
-            raise UserError("MT-Bench needs a judge with a prompt file, not a reward model")
+        opened = open_judge(options, ledger, FIELDS[options.grading], VERDICTS[options.grading])
+        judge = cast("Judge[Any]", opened)  # no reward model, by its verdicts
 
         async def verdict(model: str, question: Question, turn: int) -> Row:
             said, other = answers[model].get(question.id), baseline.get(question.id)
@@ -238,6 +240,7 @@ def evaluate(options: Options) -> dict[str, Any]:
         UserError: Files do not fit, a model cannot be asked, or too little is judged.
     """
     folder = Path(str(options.output))
+    read_judge(options.judge, VERDICTS[options.grading])  # before the model is asked
     questions = read_questions(Path(str(options.questions)), options.references)
     files = options.answers
     if options.model is not None:

@@ -24,7 +24,7 @@ from eval.answering import AnswerOptions, answered
 from eval.answers import warn_of_repetition
 from eval.bundle import MANIFEST, seal, unseal
 from eval.judge import Judge, PairJudge, compare
-from eval.judge_files import JudgeOptions, open_judge
+from eval.judge_files import PREFERENCES, JudgeOptions, open_judge, read_judge
 from eval.stats import ENOUGH_JUDGED, check_seed, refuse_unjudged
 from eval.tournament import report
 
@@ -180,6 +180,7 @@ def evaluate(options: Options) -> dict[str, Any]:
         UserError: Files do not fit, the judge cannot be asked, or too few verdicts can be read.
     """
     folder = Path(str(options.output))
+    read_judge(options.judge, PREFERENCES)  # before models are asked
     if options.prompts is not None:
         options = answered(options, options.prompts, folder)
     rows = matches(options)

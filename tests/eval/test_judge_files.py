@@ -1,11 +1,13 @@
 """A judge is one YAML: what it may say, where it is found, what is wrong with it in one line."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from alignment.__main__ import dispatch
 from alignment.cli import UserError
 from alignment.llm.ledger import Ledger
 from alignment.llm.protocol import Reply, Request
@@ -14,6 +16,7 @@ from eval.judge_files import JUDGES, JudgeOptions, open_judge, read_judge
 from eval.verdicts import Preference, Rating, Ratings, TokenPreference, read_letter
 
 PROMPT = "{{ prompt }} {{ first }} {{ second }}"
+VERDICTS = ("letter", "tokens", "rating", "ratings", "reward")
 
 
 def says_a(request: Request) -> Reply:
@@ -25,6 +28,16 @@ def last_character(reply: Reply) -> Preference:
     return Preference(float(reply.text[-1] == "1"))
 
 
+def share(reply: Reply) -> float:
+    """A parser that returns no preference."""
+    return 0.75
+
+
+def marks(reply: Reply) -> tuple[float, ...]:
+    """A parser of several ratings."""
+    return (1.0, 2.0)
+
+
 def write(folder: Path, text: str) -> str:
     (folder / "mine.txt").write_text(PROMPT)
     path = folder / "judge.yaml"
@@ -34,7 +47,8 @@ def write(folder: Path, text: str) -> str:
 
 def opened(folder: Path, text: str, **options: Any) -> Judge[Any] | RewardJudge:
     options.setdefault("judge_model", f"program:{__name__}.says_a")
-    return open_judge(JudgeOptions(judge=write(folder, text), **options), Ledger())
+    options["judge"] = write(folder, text)
+    return open_judge(JudgeOptions(**options), Ledger(), verdicts=VERDICTS)
 
 
 @pytest.mark.parametrize("path", sorted(JUDGES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -116,7 +130,7 @@ def test_a_prompt_that_shows_what_the_command_lacks_is_refused(tmp_path: Path):
     options = JudgeOptions(judge=write(tmp_path, "prompt: mine.txt\nverdict: ratings\n"))
     options.judge_model = f"program:{__name__}.says_a"
     with pytest.raises(UserError, match=r"unknown field in .*`first`"):
-        open_judge(options, Ledger(), RATING_FIELDS)
+        open_judge(options, Ledger(), RATING_FIELDS, ("ratings",))
 
 
 def test_a_judge_that_is_not_there_is_told_with_those_that_are():
@@ -131,3 +145,72 @@ def test_a_judge_without_a_model_is_told():
         open_judge(
             JudgeOptions(judge="reward", judge_model="x", judge_prompt=Path("p.txt")), Ledger()
         )
+
+
+def never(request: Request) -> str:
+    raise AssertionError("a model was asked")
+
+
+ROW = {
+    **{"prompt": "p", "response": "a", "chosen": "a", "rejected": "b", "baseline_output": "b"},
+    **{"question_id": 1, "category": "stem", "turns": ["q", "r"]},
+}
+PAIRS = "letter or tokens or reward"
+
+
+@pytest.mark.parametrize(
+    ("words", "verdict", "message"),
+    [
+        (("eval", "winrate", "--baseline", "rows.jsonl", "--prompts"), "rating", PAIRS),
+        (("eval", "alpaca_eval", "--prompts"), "ratings", PAIRS),
+        (("eval", "zero_or_down", "--pairs"), "rating", PAIRS),
+        (("eval", "mt_bench", "--questions"), "letter", "rating"),
+        (("build", "on_policy_judge", "--input"), "rating", PAIRS),
+        (("build", "flame", "--input"), "ratings", PAIRS),
+    ],
+)
+def test_a_verdict_that_a_command_has_no_use_for_is_told_before_any_call(
+    tmp_path: Path, words: tuple[str, ...], verdict: str, message: str
+):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(ROW) + "\n")
+    judge = write(tmp_path, f"prompt: mine.txt\nverdict: {verdict}\n")
+    model = f"program:{__name__}.never"
+    named = ("--judge", judge, "--judge-model", model, "--model", model)
+    told = rf"judge\.yaml: .*`verdict: {verdict}`; give a judge whose `verdict` is {message}$"
+    with pytest.raises(UserError, match=told):
+        dispatch([*words, str(rows), "--output", str(tmp_path / "out.jsonl"), *named])
+
+
+def says_b(request: Request) -> str:
+    return "B"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "parser", "message"),
+    [
+        ("letter", "share", "`share` returned a float, .*asks for Preference;"),
+        ("rating", "last_character", "returned a Preference, .*asks for float or int;"),
+        ("ratings", "share", "returned a float, .*asks for tuple or list;"),
+    ],
+)
+def test_a_parser_that_returns_another_type_ends_the_job(
+    tmp_path: Path, verdict: str, parser: str, message: str
+):
+    with pytest.raises(UserError, match=message):
+        asyncio.run(parsed(tmp_path, verdict, parser))
+
+
+@pytest.mark.parametrize(
+    ("verdict", "parser"), [("letter", "last_character"), ("rating", "share"), ("ratings", "marks")]
+)
+def test_a_parser_may_return_what_its_verdict_type_does(tmp_path: Path, verdict: str, parser: str):
+    assert asyncio.run(parsed(tmp_path, verdict, parser)) == globals()[parser](Reply("B"))
+
+
+async def parsed(folder: Path, verdict: str, parser: str) -> Any:
+    text = f"prompt: mine.txt\nverdict: {verdict}\nparser: {__name__}.{parser}\n"
+    made = opened(folder, text, judge_model=f"program:{__name__}.says_b")
+    assert isinstance(made, Judge)
+    found, _ = await made.ask(prompt="p", first="a", second="b")
+    return found

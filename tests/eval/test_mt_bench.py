@@ -266,8 +266,11 @@ def test_options_that_contradict_each_other_are_told(argv: list[str], message: s
 
 
 def test_a_reward_model_is_no_judge_of_turns(tmp_path: Path):
-    with pytest.raises(UserError, match="not a reward model"):
-        run(tmp_path, "--answers", answers(tmp_path, m="a"), "--judge", "reward")
+    given = ("--answers", answers(tmp_path, m="a"), "--judge", "reward")
+    with pytest.raises(UserError, match=r"`verdict: reward`; give .* is rating$"):
+        run(tmp_path, *given)
+    with pytest.raises(UserError, match=r"`verdict: reward`; give .* is letter or tokens$"):
+        run(tmp_path, *given, "--grading", "pair", "--baseline", "m")
 
 
 def test_a_baseline_without_answers_is_told_with_the_models(tmp_path: Path):
