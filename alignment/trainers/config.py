@@ -10,6 +10,14 @@ from trl.trainer.base_config import _BaseConfig
 
 from alignment.compat import name_checkpointing
 
+_IDLE = {
+    "label_smoothing_factor": "the objective smooths labels, where its `objective_kwargs` say so",
+    "include_num_input_tokens_seen": "tokens are counted anyway, as `num_tokens`",
+    "train_sampling_strategy": "every epoch is shuffled and dealt to passes of balanced cost",
+    "auto_find_batch_size": "`max_tokens_per_batch` bounds a pass, and is halved where memory ends",
+}
+"""Settings of transformers that would change nothing, and what there is instead."""
+
 
 @dataclass
 class GroupConfig(_BaseConfig):
@@ -151,6 +159,9 @@ class GroupConfig(_BaseConfig):
             # TRL assumes a GPU; on a CPU full precision is both exact and faster.
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         self._check_precision()
+        for name, instead in _IDLE.items():
+            if getattr(self, name) not in (False, type(self).__dataclass_fields__[name].default):
+                raise ValueError(f"{name} is not used here: {instead}; leave it out")
         if self.activation_checkpointing is None and self.gradient_checkpointing is None:
             self.activation_checkpointing = True
         name_checkpointing(self)
