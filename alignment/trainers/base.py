@@ -59,7 +59,7 @@ from alignment.trainers.rows import (
     warn_of_rotations,
 )
 from alignment.trainers.saved_weights import save_checked
-from alignment.trainers.start import prepare_start
+from alignment.trainers.start import prepare_start, reference_folder
 from alignment.trainers.teacher import Frozen, check_frozen, check_tokenizer, load_frozen
 from alignment.trainers.watching import Watch
 
@@ -149,6 +149,10 @@ class GroupTrainer(_BaseTrainer):
         frozen = None
         if needs_reference:
             frozen = policy.frozen_reference(ref_model, args, quantization_config)
+        self.reference_name = None
+        if needs_reference and args.precompute_ref_log_probs:
+            memo = reference_folder(args) / "hashes.json"
+            self.reference_name = policy.reference_name(ref_model, frozen, memo)
         models = [known for known in (policy.base, frozen, *others.values()) if known is not None]
         configs = [known.config for known in models]
         self.layout, self.layout_reason = choose_layout(args.layout, configs)
@@ -199,7 +203,6 @@ class GroupTrainer(_BaseTrainer):
             steer=functools.partial(set_preference, policy.model),
             **{name: prepare_frozen(known, self.accelerator) for name, known in others.items()},
         )
-        self.name_reference = functools.partial(policy.reference_name, ref_model)
         self.model.add_model_tags(self._tag_names)
         self._add_own_callbacks()
 

@@ -7,6 +7,7 @@ import copy
 import hashlib
 import logging
 import re
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import is_peft_model, set_seed
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -108,19 +109,27 @@ class Policy:
         add_scored_forward(frozen)
         return frozen
 
-    def reference_name(self, ref_model: str | PreTrainedModel | None, memo: Path) -> str:
-        """Names the reference by its content, for stored values."""
-        model = self.model if ref_model is None or isinstance(ref_model, str) else ref_model
-        source = ref_model if isinstance(ref_model, str) else self.source
-        if not isinstance(ref_model, PreTrainedModel) and source is not None:
-            name = _fingerprint_source(source, self.base, memo)
-        else:
-            name = _fingerprint_weights(model if ref_model is not None else self.base)
+    def reference_name(
+        self, ref_model: str | PreTrainedModel | None, frozen: PreTrainedModel | None, memo: Path
+    ) -> str:
+        """Names the reference by its content, for stored values.
+
+        To be asked before the engine deals out weights and a checkpoint is read, for the reference
+        may be the policy as it starts.
+
+        Args:
+            ref_model: A separate reference, or its name.
+            frozen: The same, loaded; None for the policy as it starts.
+            memo: JSON file of what is known of files.
+        """
+        reference, source = (self.base, self.source) if frozen is None else (frozen, ref_model)
+        name = _fingerprint_source(source, reference, memo) if isinstance(source, str) else None
         adapter = ""
-        if ref_model is None and REFERENCE_ADAPTER in getattr(self.model, "peft_config", {}):
+        if frozen is None and REFERENCE_ADAPTER in getattr(self.model, "peft_config", {}):
             adapter = _fingerprint_weights(self.model, f".{REFERENCE_ADAPTER}.")
-        settings = (self.base.config.to_json_string(), str(self.base.dtype))
-        return ":".join((name, adapter, hashlib.sha256(repr(settings).encode()).hexdigest()))
+        settings = repr((reference.config.to_json_string(), str(reference.dtype)))
+        settled = hashlib.sha256(settings.encode()).hexdigest()
+        return ":".join((name or _fingerprint_weights(reference), adapter, settled))
 
 
 def load_tokenizer(model: str | PreTrainedModel, args: GroupConfig) -> PreTrainedTokenizerBase:
@@ -421,16 +430,29 @@ def not_a_model(source: str, error: Exception) -> str:
     )
 
 
-def _fingerprint_source(source: str, base: PreTrainedModel, memo: Path) -> str:
+def _fingerprint_source(source: str, model: PreTrainedModel, memo: Path) -> str | None:
+    """The content of a folder, or the commit that a model of the Hub was loaded from, if known."""
     if Path(source).is_dir():
         return fingerprint_files(Path(source), memo)
-    return f"{source}@{getattr(base.config, '_commit_hash', None)}"
+    commit = getattr(model.config, "_commit_hash", None)
+    return None if commit is None else f"{source}@{commit}"
 
 
 def _fingerprint_weights(model: nn.Module, part: str = "") -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
         if part in name and (part or not any(own in name for own in _ADAPTER_WEIGHTS)):
             digest.update(f"{name}:{tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            with _gathered(tensor):
+                values = tensor.detach().cpu().flatten().view(torch.uint8)
+                digest.update(values.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _gathered(tensor: Tensor) -> AbstractContextManager[None]:
+    """Holds all values of a tensor; ZeRO-3 deals out the weights of a model that it loads."""
+    if not hasattr(tensor, "ds_id"):
+        return contextlib.nullcontext()
+    import deepspeed
+
+    return cast("AbstractContextManager[None]", deepspeed.zero.GatheredParameters([tensor]))

@@ -29,6 +29,7 @@ from alignment.trainers.watching import not_finite
 
 if TYPE_CHECKING:
     from alignment.trainers.base import GroupTrainer
+    from alignment.trainers.config import GroupConfig
 
 logger = logging.getLogger(__name__)
 
@@ -169,8 +170,8 @@ def store_reference(trainer: GroupTrainer) -> None:
     Raises:
         UserError: Values are missing, and the policy that would give them has been trained already.
     """
-    folder = Path(trainer.args.ref_cache_dir or default_reference_folder())
-    name = [trainer.name_reference(folder / "hashes.json")]
+    folder = reference_folder(trainer.args)
+    name = [trainer.reference_name]
     broadcast_object_list(name, from_process=0)
     store = ReferenceStore(folder, f"{name[0]}:{trainer.precision}", trainer.layout)
 
@@ -186,6 +187,11 @@ def store_reference(trainer: GroupTrainer) -> None:
         trainer.eval_dataset = {name: stored(g) for name, g in trainer.eval_dataset.items()}
     else:
         trainer.eval_dataset = stored(trainer.eval_dataset)
+
+
+def reference_folder(args: GroupConfig) -> Path:
+    """Where the stored references of a run lie."""
+    return Path(args.ref_cache_dir or default_reference_folder())
 
 
 def run_preflight(trainer: GroupTrainer) -> None:

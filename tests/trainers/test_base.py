@@ -508,6 +508,16 @@ def test_a_resumed_run_without_its_stored_reference_says_so(tmp_path: Path):
         resumed(tmp_path, 1, ref_cache_dir=str(tmp_path / "two"), **changes)
 
 
+def test_a_resumed_model_finds_the_reference_that_was_stored_before_its_first_step(tmp_path: Path):
+    """A model that was passed in has no name, and the weights that resuming brings are others."""
+    changes: dict[str, Any] = {"full": True, "precompute_ref_log_probs": True}
+    changes |= {"save_strategy": "steps", "save_steps": 2, "ref_cache_dir": str(tmp_path / "ref")}
+    whole = run(tmp_path, **changes)
+    again = resumed(tmp_path, 2, **changes)
+    assert logged(again) == logged(whole)
+    assert len(list((tmp_path / "ref").glob("*.sqlite"))) == 1
+
+
 # ---- Evaluation ----
 
 

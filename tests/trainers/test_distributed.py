@@ -13,12 +13,13 @@ import datasets
 import pytest
 import torch
 import yaml
+from peft import get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
 
 from alignment.train import main
 from tests.tiny import tiny_model, tiny_tokenizer
-from tests.trainers.runs import pair_rows
+from tests.trainers.runs import lora, pair_rows
 
 pytestmark = pytest.mark.slow
 
@@ -199,3 +200,22 @@ def test_a_whole_model_under_zero3_computes_the_run_of_one_process(one: Path):
     assert relative(found, whole) < 1e-5
     start = weights(one, "model", "model.safetensors")
     assert relative(whole, start) > 1e-4
+
+
+@needs_deepspeed
+def test_adapters_under_zero3_have_a_stored_reference_each(one: Path):
+    """The weights are dealt out as they are loaded; what names a reference is all of them."""
+    stored: dict[str, Any] = {"precompute_ref_log_probs": True, "use_peft": False, "max_steps": 1}
+    stored |= {"ref_cache_dir": str(one / "references"), "eval_strategy": "no"}
+    names = [f"learnt-{seed}" for seed in (1, 2)]
+    words = []
+    for seed, name in enumerate(names):
+        torch.manual_seed(seed)
+        model = tiny_model(num_hidden_layers=1)
+        get_peft_model(model, lora(init_lora_weights=False)).save_pretrained(one / name)
+        changes = {"adapter_name_or_path": str(one / name), **stored}
+        words.append(recipe(one, f"from-{name}", **changes)[-1])
+    deepspeed(one, ["-m", "tests.trainers.several", *words])
+    assert len(list((one / "references").glob("*.sqlite"))) == 2
+    for name in names:
+        assert history(one, f"from-{name}") == pytest.approx([1.0], abs=1e-5)

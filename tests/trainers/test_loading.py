@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel, FalconConfig, FalconForCausalLM
 
 from alignment.cli import UserError
 from alignment.core.scoring import REFERENCE_ADAPTER
-from alignment.trainers.loading import load_model, load_policy, load_tokenizer
+from alignment.trainers.loading import Policy, load_model, load_policy, load_tokenizer
 from tests.tiny import PAD_ID, tiny_model, tiny_tokenizer
 from tests.trainers.runs import build, logged, lora, run, scored, settings, small_model, whole_batch
 
@@ -156,6 +156,27 @@ def test_only_the_adapter_is_trained(tmp_path: Path):
     trained = [name for name, p in found.named_parameters() if p.requires_grad]
     assert trained
     assert all("lora_" in name for name in trained)
+
+
+# ---- The name of the reference ----
+
+
+def test_a_reference_of_the_hub_is_named_by_its_own_commit(tmp_path: Path):
+    model, frozen = small_model(), small_model()
+    model.config._commit_hash, frozen.config._commit_hash = "1", "2"
+    own = Policy(model, model, "org/policy")
+    memo = tmp_path / "hashes.json"
+    assert own.reference_name(None, None, memo).startswith("org/policy@1:")
+    assert own.reference_name("org/reference", frozen, memo).startswith("org/reference@2:")
+
+
+def test_a_reference_of_no_known_commit_is_named_by_its_weights(tmp_path: Path):
+    own = Policy(model := small_model(), model, None)
+    first, same, other = (
+        own.reference_name("org/reference", small_model(seed=seed), tmp_path / "hashes.json")
+        for seed in (1, 1, 2)
+    )
+    assert first == same != other
 
 
 # ---- Adapters ----
