@@ -222,7 +222,7 @@ def supervised(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]
     def wrapped(argv: list[str]) -> None:
         try:
             main(argv)
-        except RuntimeError as error:
+        except (RuntimeError, UserError) as error:
             if os.environ.get(_LAUNCHED) and any(word in str(error) for word in _PEER_LOST):
                 time.sleep(_SECONDS_TO_BE_ENDED)
             raise

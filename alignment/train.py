@@ -18,10 +18,11 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -65,6 +66,9 @@ logger = logging.getLogger("alignment")
 
 _LEAST_FREE = 1 << 20
 """Bytes below which a disk counts as full."""
+
+_REFUSALS = (ImportError, RuntimeError, TypeError, ValueError)
+"""What libraries raise of settings that they do not take, and of packages that are missing."""
 
 
 @dataclass
@@ -250,21 +254,45 @@ def build_trainer(recipe: Recipe) -> GroupTrainer:
     _report_data(train, evaluation, Path(args.output_dir))
     args.model_init_kwargs = model_init_kwargs(recipe)
     policy: Any = model.model_name_or_path
-    if recipe.data.adapter_name_or_path is not None:
-        policy = _continued(recipe)
-    return GroupTrainer(
-        policy,
-        args,
-        train,
-        evaluation,
-        processing_class=load_tokenizer(str(model.model_name_or_path), args),
-        ref_model=recipe.data.ref_model_name_or_path,
-        teacher_model=recipe.data.teacher_model_name_or_path,
-        second_teacher_model=recipe.data.second_teacher_model_name_or_path,
-        second_ref_model=recipe.data.second_ref_model_name_or_path,
-        quantization_config=get_quantization_config(model),
-        peft_config=fresh,
-    )
+    try:
+        if recipe.data.adapter_name_or_path is not None:
+            policy = _continued(recipe)
+        return GroupTrainer(
+            policy,
+            args,
+            train,
+            evaluation,
+            processing_class=load_tokenizer(str(model.model_name_or_path), args),
+            ref_model=recipe.data.ref_model_name_or_path,
+            teacher_model=recipe.data.teacher_model_name_or_path,
+            second_teacher_model=recipe.data.second_teacher_model_name_or_path,
+            second_ref_model=recipe.data.second_ref_model_name_or_path,
+            quantization_config=get_quantization_config(model),
+            peft_config=fresh,
+        )
+    except _REFUSALS as error:
+        raise _refused(error) from error
+
+
+def take_steps(trainer: GroupTrainer) -> None:
+    """Trains, from the checkpoint that the settings name.
+
+    Raises:
+        UserError: Among others, where a library does not take the settings of optimiser, scheduler
+            or evaluation. An error of a step is no matter of settings and stays as it is.
+    """
+    try:
+        trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    except (KeyError, *_REFUSALS) as error:
+        # The scheduler is the last to be made before the first step.
+        if trainer.lr_scheduler is not None and "`metric_for_best_model`" not in str(error):
+            raise
+        raise _refused(error) from error
+
+
+def _refused(error: Exception) -> UserError:
+    words = str(error.args[0] if isinstance(error, KeyError) else error)
+    return UserError(f"the recipe cannot be trained: {' '.join(words.split())}")
 
 
 def fresh_adapter(recipe: Recipe) -> PeftConfig | None:
@@ -283,11 +311,24 @@ def fresh_adapter(recipe: Recipe) -> PeftConfig | None:
     if data.adapter is None:
         if settings:
             raise UserError("adapter_kwargs are settings of an `adapter`, which is not set")
-        return None if data.adapter_name_or_path else get_peft_config(recipe.model)
+        return None if data.adapter_name_or_path else _lora(recipe.model)
     if sum(wanted.values()) > 1:
         named = "` and `".join(name for name, is_set in wanted.items() if is_set)
         raise UserError(f"`{named}` ask for an adapter each: set one of them")
     return adapter_config(data.adapter, settings)
+
+
+def _lora(model: ModelConfig) -> PeftConfig | None:
+    targets = model.lora_target_modules
+    if isinstance(targets, str):
+        try:
+            re.compile(targets)
+        except re.error as error:
+            raise UserError(
+                f"lora_target_modules: `{targets}` is no regular expression ({error}); mend it, or "
+                "list names of modules"
+            ) from None
+    return get_peft_config(model)
 
 
 def _check_steering(objective: Objective, fresh: Any, continued: str | None) -> None:
@@ -329,7 +370,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer.provenance = provenance(recipe, argv)
     args = recipe.training
     with _telling_how_to_go_on(Path(args.output_dir)):
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        take_steps(trainer)
         metrics = _last_evaluation(trainer)
         trainer.save_model()
         trainer.save_state()
@@ -554,13 +595,13 @@ def _report_end(trainer: GroupTrainer, tokens: int, metrics: dict[str, float]) -
 
 def _mapping(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
-        try:
+        with suppress(json.JSONDecodeError):
             value = json.loads(value)
-        except json.JSONDecodeError:
-            raise UserError(
-                "objective_kwargs, adapter_kwargs and model_init_kwargs take a mapping such as "
-                f'`{{"beta": 0.1}}`, got `{value}`'
-            ) from None
+    if not isinstance(value, dict | None):
+        raise UserError(
+            "objective_kwargs, adapter_kwargs and model_init_kwargs take a mapping such as "
+            f'`{{"beta": 0.1}}`, got `{value}`'
+        )
     return dict(value or {})
 
 

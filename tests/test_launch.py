@@ -219,18 +219,21 @@ def test_an_interruption_is_told_once(
     assert not (tmp_path / "error.json").exists()
 
 
-def test_a_process_that_lost_its_peers_waits_for_the_launcher(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("kind", [RuntimeError, UserError])
+def test_a_process_that_lost_its_peers_waits_for_the_launcher(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+):
     waited: list[float] = []
     monkeypatch.setattr(launch, "time", SimpleNamespace(sleep=waited.append))
 
     def lost(argv: list[str]) -> None:
-        raise RuntimeError(argv[0])
+        raise kind(argv[0])
 
     monkeypatch.setenv("ALIGNMENT_LAUNCHED", "1")
-    with pytest.raises(RuntimeError):
+    with pytest.raises(kind):
         launch.supervised(lost)(["Connection closed by peer [127.0.0.1]"])
     assert len(waited) == 1
-    with pytest.raises(RuntimeError):
+    with pytest.raises(kind):
         launch.supervised(lost)(["shapes do not fit"])
     assert len(waited) == 1
 

@@ -347,6 +347,10 @@ def test_a_missing_file_is_named_with_its_neighbour(recipe: Recipe, tmp_path: Pa
         ({"datasets": ["a.jsonl"]}, r"`datasets` takes a list of mappings such as"),
         ({"datasets": [{"id": "a"}]}, r"unknown key of datasets\[0\] `id`; known: columns"),
         ({"datasets": [{"split": "train"}]}, r"datasets\[0\] names no data set: set `path`"),
+        ({"objective_kwargs": "[1]"}, r"objective_kwargs, .*take a mapping .*, got `\[1\]`"),
+        ({"lora_target_modules": ".*(q_proj"}, r"lora_target_modules: `.*\(q_proj` is no regular"),
+        ({"report_to": "nowhere"}, r"the recipe cannot be trained: nowhere is not supported, only"),
+        ({"model_init_kwargs": {"depth": 1}}, r"the recipe cannot be trained: .*argument 'depth'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -358,6 +362,34 @@ def test_a_recipe_that_cannot_run_is_refused_in_one_line(
     # Data that does not fit the objective is listed, row by row.
     rejected = ["rejects.jsonl"] if "no row can be used" in found else []
     assert left_behind(out) == rejected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optim": "galore_adamw"}, r"the recipe cannot be trained: .*GaLore"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, r"One of min_lr or min_lr_rate should be"),
+        ({"lr_scheduler_kwargs": {"power": 1}}, r"unexpected keyword argument 'power'"),
+        (
+            {"eval_strategy": "steps", "save_strategy": "best", "metric_for_best_model": "best"},
+            r"cannot be trained: .*`metric_for_best_model`.* set to 'eval_best', .*'eval_loss'",
+        ),
+    ],
+)
+def test_settings_that_a_library_refuses_when_training_begins_are_told_in_one_line(
+    changes: dict[str, Any], message: str, recipe: Recipe
+):
+    found = refusal(recipe(test_split_size=2, **changes))
+    assert re.search(message, found), found
+
+
+def test_an_error_of_a_step_keeps_its_traceback(recipe: Recipe, monkeypatch: pytest.MonkeyPatch):
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(GroupTrainer, "compute_loss", fail)
+    with pytest.raises(TypeError, match="a bug"):
+        main(recipe())
 
 
 @pytest.mark.parametrize("flag", ["--learning_rat", "--learning-rat", "--learning_rat=1"])

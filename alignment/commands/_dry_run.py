@@ -22,7 +22,7 @@ from alignment import compat, launch
 from alignment.cli import UserError, load_yaml, parse, say, split
 from alignment.commands import estimate
 from alignment.core.packing import TokenGroup
-from alignment.train import Recipe, build_trainer, check_output, parse_recipe
+from alignment.train import Recipe, build_trainer, check_output, parse_recipe, take_steps
 from alignment.trainers.loading import load_tokenizer
 
 _EXAMPLES = 5
@@ -152,7 +152,7 @@ class _StopBeforeFirstStep(TrainerCallback):
 def _check(trainer: Any) -> None:
     trainer.add_callback(_StopBeforeFirstStep())
     try:
-        trainer.train()
+        take_steps(trainer)
     except _Ready:
         return
     raise UserError("the recipe has no step to train")

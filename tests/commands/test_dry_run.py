@@ -57,6 +57,8 @@ def test_plan_examples_and_preflight_are_shown_and_nothing_is_saved(
 def test_what_training_would_refuse_a_dry_run_refuses(words: list[str], tmp_path: Path):
     with pytest.raises(UserError, match="the model has no module `no_such`"):
         dispatch(["train", "--dry-run", *words, "--lora_target_modules", "no_such"])
+    with pytest.raises(UserError, match="the recipe cannot be trained: One of min_lr or min_lr_"):
+        dispatch(["train", "--dry-run", *words, "--lr_scheduler_type", "cosine_with_min_lr"])
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to output_dir"):
         dispatch(["train", "--dry-run", *words, "--output_dir", str(tmp_path / "file" / "out")])
