@@ -1,6 +1,6 @@
 """Memory, time and token waste of a training run, before anything is loaded.
 
-    alignment estimate --config RECIPE [--key value ...] [--num_processes N] [--zero_stage 0|2|3]
+    alignment estimate --config RECIPE [--key value ...] [--num_processes N] [--zero_stage 0|1|2|3]
         [--flops F] [--json FILE]
 
 Recipe and overrides are those of `alignment train`. Tokenizer and data are read as training reads
@@ -17,10 +17,10 @@ are counted on the largest pass and taken to grow with the tokens. Time is opera
 that layers and a head of these widths have in training on the device here, which is measured, or
 over `--flops`.
 
-Memory is that of one process. ZeRO-2 divides gradients and optimiser states, ZeRO-3 (and FSDP)
-weights and frozen models too, of which one layer at a time is whole; without ZeRO several processes
-keep gradients a second time, in buckets. Left out are the runtime itself, buffers of collectives
-under ZeRO, and fragmentation.
+Memory is that of one process. ZeRO-1 divides optimiser states, ZeRO-2 gradients too, ZeRO-3 (and
+FSDP) weights and frozen models as well, of which one layer at a time is whole; without ZeRO several
+processes keep gradients a second time, in buckets. Left out are the runtime itself, buffers of
+collectives under ZeRO, and fragmentation.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Options:
     """Options of `alignment estimate` beside those of `alignment train`."""
 
     num_processes: int = field(default=1, metadata={"help": "processes to train with"})
-    zero_stage: Literal[0, 2, 3] = field(
+    zero_stage: Literal[0, 1, 2, 3] = field(
         default=0, metadata={"help": "DeepSpeed's ZeRO stage; 3 also stands for FSDP"}
     )
     flops: float | None = field(
@@ -243,9 +243,10 @@ def memory_of(found: Footprint, args: GroupConfig, options: Options) -> dict[str
     count, stage = options.num_processes, options.zero_stage
     whole = 1 / count if stage == 3 else 1.0
     part = 1 / count if stage else 1.0
+    share = 1 / count if stage > 1 else 1.0
     gathered = found.largest if stage == 3 and count > 1 else 0.0
     bucket = 1.0 if count > 1 and not stage else 0.0
-    gradients = found.gradients * (part + bucket)
+    gradients = found.gradients * (share + bucket)
     optimiser = optimiser_bytes(str(getattr(args.optim, "value", args.optim)), found)
     if stage and found.trained < 4 * found.trained_count:
         optimiser += 4 * found.trained_count  # DeepSpeed trains a float32 copy of narrower weights
@@ -255,7 +256,7 @@ def memory_of(found: Footprint, args: GroupConfig, options: Options) -> dict[str
         "trained_weights": found.trained * whole,
         "optimiser": optimiser * part,
     }
-    moment = found.peak - found.gradients_at_peak + found.gradients_at_peak * part
+    moment = found.peak - found.gradients_at_peak + found.gradients_at_peak * share
     moment = max(moment + bucket * found.gradients, gradients)
     return {
         **fixed,

@@ -65,6 +65,11 @@ def test_several_processes_without_zero_keep_gradients_twice():
     assert memory(num_processes=4)["total"] == memory()["total"] + 40
 
 
+def test_zero_1_divides_states():
+    """Of 80 bytes of states 20 are left; gradients are whole, and not kept twice."""
+    assert memory(num_processes=4, zero_stage=1)["total"] == memory()["total"] - 60
+
+
 def test_zero_2_divides_gradients_and_states():
     """Of 40 bytes of gradients 10 are left, of 80 of states 20."""
     assert memory(num_processes=4, zero_stage=2)["total"] == memory()["total"] - 30 - 60
@@ -118,7 +123,7 @@ def test_processes_share_the_batch(tmp_path: Path, model_dir: Path):
         ({"model_name_or_path": "absent/model"}, "absent"),
         ({"dataset_name": "absent.jsonl"}, "absent.jsonl"),
         ({"learning_rat": 1}, "did you mean `--learning_rate`"),
-        ({"zero_stage": 1}, "one of 0, 2, 3"),
+        ({"zero_stage": 4}, "one of 0, 1, 2, 3"),
         ({"num_processes": 0}, "at least 1"),
     ],
 )
