@@ -91,7 +91,7 @@ def main(argv: list[str]) -> None:
     own, words = split(Options, argv)
     options = parse(Options, own, "alignment train")
     path = configuration(options.launcher)
-    gpus = 0 if asks_for_cpu(words) else visible_gpus()
+    gpus = gpus_to_use(words)
     kind = str(load_yaml(path).get("distributed_type", "NO"))
     count = processes_of_machine(options, kind, path, gpus)
     os.environ[_LAUNCHED] = command_line(argv)
@@ -143,6 +143,11 @@ def asks_for_cpu(words: Sequence[str]) -> bool:
         elif name in ("--use_cpu", "--use-cpu"):
             value = given if equals else "true" if follows.startswith("--") else follows or "true"
     return bool(yaml.safe_load(value) if isinstance(value, str) else value)
+
+
+def gpus_to_use(words: Sequence[str]) -> int:
+    """The GPUs that this machine shows, 0 where recipe or command line stay on the CPU."""
+    return 0 if asks_for_cpu(words) else visible_gpus()
 
 
 def visible_gpus() -> int:

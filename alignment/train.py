@@ -237,8 +237,13 @@ def prepare_data(recipe: Recipe) -> tuple[GroupDataset, GroupDataset | None]:
     return train, evaluation
 
 
-def build_trainer(recipe: Recipe) -> GroupTrainer:
-    """Prepares the data, checks it against the objective, and only then loads the model."""
+def build_trainer(recipe: Recipe, *, keep_rejects: bool = True) -> GroupTrainer:
+    """Prepares the data, checks it against the objective, and only then loads the model.
+
+    Args:
+        recipe: What is trained, on what and how.
+        keep_rejects: Writes the rejected rows to `output_dir`.
+    """
     args, model = recipe.training, recipe.model
     check_engine(args, model.attn_implementation)
     fresh = fresh_adapter(recipe)
@@ -248,10 +253,14 @@ def build_trainer(recipe: Recipe) -> GroupTrainer:
     try:
         train, evaluation = prepare_data(recipe)
     except NothingUsable as error:
+        if not keep_rejects:
+            raise
         rejects = Path(args.output_dir) / "rejects.jsonl"
         error.groups.write_rejects(rejects)
         raise UserError(f"{error}; all rows with their reasons: {rejects}") from None
-    _report_data(train, evaluation, Path(args.output_dir))
+    _report_data(train, evaluation)
+    if keep_rejects and PartialState().is_main_process:
+        _write_rejects(train, evaluation, Path(args.output_dir))
     args.model_init_kwargs = model_init_kwargs(recipe)
     policy: Any = model.model_name_or_path
     try:
@@ -563,12 +572,13 @@ def check_output(folder: Path) -> None:
         ) from None
 
 
-def _report_data(train: GroupDataset, evaluation: GroupDataset | None, folder: Path) -> None:
+def _report_data(train: GroupDataset, evaluation: GroupDataset | None) -> None:
     logger.info("training data: %s", train.report)
     if evaluation is not None:
         logger.info("evaluation data: %s", evaluation.report)
-    if not PartialState().is_main_process:
-        return
+
+
+def _write_rejects(train: GroupDataset, evaluation: GroupDataset | None, folder: Path) -> None:
     for name, groups in (("rejects.jsonl", train), ("eval_rejects.jsonl", evaluation)):
         if groups is not None and groups.report.rejected:
             groups.write_rejects(folder / name)

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from alignment import compat, launch
 from alignment.cli import UserError, load_yaml, parse, say, split
 from alignment.commands import estimate
 from alignment.core.packing import TokenGroup
+from alignment.data import GroupDataset
 from alignment.train import Recipe, build_trainer, check_output, parse_recipe, take_steps
 from alignment.trainers.loading import load_tokenizer
 
@@ -53,8 +54,12 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         recipe.training.output_dir, recipe.training.report_to = folder, []
         recipe.training.resume_from_checkpoint, recipe.training.disable_tqdm = None, True
-        trainer = build_trainer(recipe)
+        recipe.training.ref_cache_dir = folder
+        trainer = build_trainer(recipe, keep_rejects=False)
         say(examples(trainer.train_dataset, _tokenizer(recipe), coloured=_wants_colour()))
+        for groups in filter(None, (trainer.train_dataset, trainer.eval_dataset)):
+            for line in rejects(groups):
+                say(line)
         _check(trainer)
     say("dry run passed: no step was taken and nothing saved")
 
@@ -73,13 +78,24 @@ def engine_of(words: list[str]) -> tuple[estimate.Options, list[str]]:
         return estimate.Options(), words
     own, rest = split(launch.Options, words)
     options = parse(launch.Options, own, "alignment train")
-    config = load_yaml(launch.configuration(options.launcher))
-    sharded = config.get("distributed_type") == "FSDP"
+    path = launch.configuration(options.launcher)
+    config = load_yaml(path)
+    kind = str(config.get("distributed_type", "NO"))
+    # A run may be planned for GPUs that this machine lacks.
+    gpus = options.gpus or launch.gpus_to_use(rest)
+    count = launch.processes_of_machine(options, kind, path, gpus) * options.nodes
+    return estimate.Options(num_processes=count, zero_stage=_zero_stage(kind, config)), rest
+
+
+def _zero_stage(kind: str, config: Mapping[str, Any]) -> Any:
+    """The stage of ZeRO that a file of accelerate asks for, itself or by a file of DeepSpeed."""
+    if kind != "DEEPSPEED":
+        return 3 if kind == "FSDP" else 0
     deepspeed = config.get("deepspeed_config") or {}
-    stage: Any = 3 if sharded else deepspeed.get("zero_stage", 0)
-    wanted = options.gpus or options.processes
-    count = wanted * options.nodes if wanted else int(config.get("num_processes", 1))
-    return estimate.Options(num_processes=count, zero_stage=stage), rest
+    file = deepspeed.get("deepspeed_config_file")
+    if file is None:
+        return deepspeed.get("zero_stage", 2)  # as accelerate has it
+    return (load_yaml(file).get("zero_optimization") or {}).get("stage", 0)
 
 
 def examples(groups: Any, tokenizer: PreTrainedTokenizerBase, *, coloured: bool) -> str:
@@ -98,6 +114,14 @@ def examples(groups: Any, tokenizer: PreTrainedTokenizerBase, *, coloured: bool)
     for number, index in enumerate(chosen.tolist(), 1):
         lines += ["", *_example(groups[index], f"{number} of {count}", tokenizer, coloured)]
     return "\n".join(lines)
+
+
+def rejects(groups: GroupDataset) -> Iterator[str]:
+    """For each reason how many rows it rejected, and the first of them."""
+    reasons = list(groups.rejects["reason"])
+    for reason, count in groups.report.rejected.items():
+        first = groups.rejects[reasons.index(reason)]
+        yield f"rejected: {count} {reason}, the first {first['origin']}: {first['message']}"
 
 
 def _example(
@@ -150,6 +174,11 @@ class _StopBeforeFirstStep(TrainerCallback):
 
 
 def _check(trainer: Any) -> None:
+    if trainer.args.precompute_ref_log_probs:
+        # The checks compute the reference of the few rows that they look at.
+        trainer.args.precompute_ref_log_probs = False
+        if trainer.scorer.reference_is_start:
+            trainer.scorer.ref_model = trainer.model
     trainer.add_callback(_StopBeforeFirstStep())
     try:
         take_steps(trainer)
