@@ -163,7 +163,7 @@ def option_words(options: Mapping[str, Any]) -> Words:
         if isinstance(value, bool):
             words += [f"--{name}", str(value).lower()]
         elif isinstance(value, Mapping):
-            words += [f"--{name}", json.dumps(value)]
+            words += [f"--{name}", json.dumps(value, default=str)]
         elif isinstance(value, list | tuple):
             words += [f"--{name}", *value]
         elif value is not None:

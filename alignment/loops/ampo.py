@@ -24,6 +24,7 @@ from alignment.rounds.loop import Loop
 from alignment.rounds.round import Round
 from alignment.rounds.samples import VERSION as GROUPS
 from alignment.rounds.samples import write_groups
+from alignment.rounds.store import here
 from data_builders.selection import Selection, select
 
 VERSION = "2"
@@ -69,8 +70,7 @@ class AMPO(Loop):
         settings = {"answers": answers, "version": GROUPS}
         groups = at.rows("groups", lambda output: write_groups(output, answers), settings)
         rated = at.build("reward_groups", groups, **at.builder.options("judge_model", "judge_url"))
-        encoder = self.encoder or at.policy.base
-        encoder = Path(encoder) if Path(encoder).is_dir() else encoder
+        encoder = here(self.encoder) or at.policy.base
         how: dict[str, Any] = {"how": self.selection, "k": self.negatives, "seed": at.seed}
         return at.rows(
             "selected",

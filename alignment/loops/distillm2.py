@@ -12,6 +12,7 @@ from alignment.cli import UserError
 from alignment.core.rows import read_rows
 from alignment.rounds.loop import Loop
 from alignment.rounds.round import Round
+from alignment.rounds.store import here
 
 ANCHOR_STEPS = 10
 """The steps of the first epoch that the anchors of the skew come from, as in the objective."""
@@ -36,7 +37,7 @@ class DistiLLM2Resampled(Loop):
 
     def data(self, at: Round) -> Path:
         """A pair of each prompt: the teacher's answer is chosen, the student's rejected."""
-        teacher = Path(self.teacher) if Path(self.teacher).is_dir() else self.teacher
+        teacher = here(self.teacher)
         student = at.policy.model
         return at.build(
             "distill_pairs",
@@ -56,8 +57,7 @@ class DistiLLM2Resampled(Loop):
         }
         if at.trained:
             kwargs |= anchors(at.trained[0] / "metrics.jsonl")
-        teacher = Path(self.teacher) if Path(self.teacher).is_dir() else self.teacher
-        return {"teacher_model_name_or_path": teacher, "objective_kwargs": kwargs}
+        return {"teacher_model_name_or_path": here(self.teacher), "objective_kwargs": kwargs}
 
 
 def anchors(metrics: Path) -> dict[str, float]:

@@ -18,6 +18,7 @@ from alignment.rounds.embedding import embed, nearest
 from alignment.rounds.loop import Loop
 from alignment.rounds.round import Round
 from alignment.rounds.samples import by_prompt
+from alignment.rounds.store import here
 from data_builders.pairs import like
 
 VERSION = "2"
@@ -66,8 +67,7 @@ class ISARA(Loop):
 
     def data(self, at: Round) -> Path:
         """Questions with answers that were drawn beside examples and agreed on."""
-        encoder = self.encoder or at.policy.base
-        encoder = Path(encoder) if Path(encoder).is_dir() else encoder
+        encoder = here(self.encoder) or at.policy.base
         known = [at.admitted(self.seeds, name="seeds"), *at.earlier]
         shown = {"questions": at.prompts, "known": known, "encoder": encoder}
         beside = at.rows(

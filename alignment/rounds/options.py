@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from alignment import launch
 from alignment.cli import UserError, check_counts, unknown
 from alignment.llm.connect import load_dotted
+from alignment.rounds.store import here
 from alignment.stages import command_module
 
 FIXED = {
@@ -58,8 +59,7 @@ class Asked(NamedTuple):
 
     def options(self, model: str, url: str) -> dict[str, Any]:
         """The options that name it, under the names that they have there."""
-        here = Path(self.model)
-        return {model: here if self.url is None and here.is_dir() else self.model, url: self.url}
+        return {model: here(self.model) if self.url is None else self.model, url: self.url}
 
 
 @dataclass(kw_only=True)

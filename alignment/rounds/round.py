@@ -16,7 +16,7 @@ from alignment.rounds.guards import VERSION as GUARDS
 from alignment.rounds.guards import write_admitted
 from alignment.rounds.options import Asked, Options
 from alignment.rounds.serving import serving
-from alignment.rounds.store import Store
+from alignment.rounds.store import Store, here
 from alignment.stages import command, command_module, option_words, training
 
 ADAPTER = {"use_peft": True, "lora_target_modules": "all-linear"}
@@ -115,7 +115,7 @@ class Round:
             model: Another model, which answers in this process.
             **options: Of `alignment generate`; they go before the recipe's.
         """
-        chosen = {**self.options.generate, "seed": self.seed, **options}
+        chosen = {**here(self.options.generate), "seed": self.seed, **options}
         template = self.options.serve if model is None else None
         model = self.policy.model if model is None else model
         words = {"prompts": prompts, **chosen}
@@ -143,7 +143,7 @@ class Round:
             name: Of the stage.
             **options: Of the builder, whom it asks among them; the recipe's `build` goes before.
         """
-        chosen = {"input": source, "seed": self.seed, **options, **self.options.build}
+        chosen = {"input": source, "seed": self.seed, **options, **here(self.options.build)}
         verb = f"build {builder}"
         version = getattr(importlib.import_module(command_module(verb)), "VERSION", None)
 
@@ -191,7 +191,7 @@ class Round:
             more: The method's options of `alignment train`; the recipe's go before them, and of
                 the objective's hyper-parameters one by one.
         """
-        given = dict(self.options.train)
+        given = here(self.options.train)
         if self.policy.adapter is not None:  # it goes on, and is what the recipe has made it
             given.pop("adapter", None)
             given.pop("adapter_kwargs", None)
@@ -216,7 +216,7 @@ class Round:
         chosen = {
             **{"answers": answers, "baseline": baseline, "seed": self.options.seed},
             **asked.options("judge_model", "judge_url"),
-            **self.options.evaluate,
+            **here(self.options.evaluate),
         }
 
         def work(folder: Path) -> None:

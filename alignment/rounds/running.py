@@ -22,7 +22,7 @@ from alignment.rounds.options import Options
 from alignment.rounds.round import Policy, Round, first_prompts
 from alignment.rounds.samples import texts_of
 from alignment.rounds.signs import Signs, signs_of, warnings_of
-from alignment.rounds.store import Made, Store
+from alignment.rounds.store import Made, Store, here
 from eval.stats import bootstrap_mean
 
 RESULTS = "results.json"
@@ -104,7 +104,7 @@ class Running:
         self.options = options
         self.loop = loop
         self.store = Store(options.output)
-        self.start = Policy(Path(options.model) if Path(options.model).is_dir() else options.model)
+        self.start = Policy(here(options.model))
         self.outcomes: list[Outcome] = []
         self.best: Outcome | None = None
         self.stopped: str | None = None

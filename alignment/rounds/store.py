@@ -7,16 +7,20 @@ ever deleted, so going back to earlier settings finds their stages again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from alignment.cli import UserError
 from alignment.llm.fingerprint import fingerprint
@@ -27,6 +31,8 @@ logger = logging.getLogger("alignment")
 RECORD = "stage.json"
 LEDGER = "calls.ledger"
 _DIGITS = 10
+_OF_A_MODEL = ("config.json", "adapter_config.json")
+"""Files that tell a model's folder from one of data."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,9 @@ class Store:
             place: The part of the run that it belongs to, a folder.
             name: A word, unique there.
             settings: All that its result depends on. A `Path` stands for what is there: within the
-                run by its name, which tells how it was made, elsewhere by its content. A text
-                `program:module.function` stands for that and for the module's source.
+                run by its name, which tells how it was made, elsewhere by its content, of a YAML
+                file with that of the files that it names. A text `program:module.function` stands
+                for that and for the module's source.
             work: Makes it in the folder, or goes on with what an interrupted attempt left there.
 
         Raises:
@@ -106,15 +113,21 @@ class Store:
             return [value, _source(value)]
         return value if isinstance(value, str | int | float | bool | None) else str(value)
 
-    def _path(self, path: Path) -> str:
+    def _path(self, path: Path) -> Any:
         if path.is_relative_to(self.path):
             return path.relative_to(self.path).as_posix()
         if path.is_dir():
-            times = (inside.stat().st_mtime_ns for inside in path.iterdir())
-            return f"folder {_weights(path, max(times, default=0))}"
+            inside = sorted(path.iterdir())
+            if any(file.name in _OF_A_MODEL for file in inside):
+                return f"folder {_weights(path, max(file.stat().st_mtime_ns for file in inside))}"
+            return {file.name: _file(file) for file in inside if file.is_file()}
         if not path.is_file():
             raise UserError(f"no such file or folder: {path}")
-        return f"file {_checksum(path, path.stat().st_mtime_ns)}"
+        if path.suffix in (".yaml", ".yml"):
+            with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # who reads it will tell
+                said = yaml.safe_load(path.read_text(encoding="utf-8"))
+                return self.identity(here(said, path.parent))
+        return _file(path)
 
     def _attempt(self, folder: Path, record: dict[str, Any], work: Callable[[Path], None]) -> None:
         started, before = time.monotonic(), record.get("seconds", 0.0)
@@ -134,6 +147,22 @@ class Store:
             return ledger.totals()
 
 
+def here(value: Any, folder: Path = Path()) -> Any:
+    """Settings in which a text that names a file or folder is a `Path`; lists and mappings too.
+
+    Args:
+        value: As a recipe has it.
+        folder: What paths are relative to.
+    """
+    if isinstance(value, Mapping):
+        return {name: here(item, folder) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [here(item, folder) for item in value]
+    # `Path.exists` raises where a text is too long for a name.
+    is_name = isinstance(value, str) and value and os.path.exists(folder / value)
+    return folder / value if is_name else value
+
+
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
@@ -143,6 +172,10 @@ def _write(folder: Path, record: Mapping[str, Any]) -> None:
     partial = folder / f"{RECORD}.partial"
     partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     partial.replace(folder / RECORD)
+
+
+def _file(path: Path) -> str:
+    return f"file {_checksum(path, path.stat().st_mtime_ns)}"
 
 
 @cache

@@ -9,7 +9,7 @@ import pytest
 from alignment.cli import UserError
 from alignment.llm.ledger import Call, Entry, Ledger, Totals
 from alignment.llm.protocol import Reply
-from alignment.rounds.store import RECORD, Store
+from alignment.rounds.store import RECORD, Store, here
 
 Log = list[str]
 
@@ -91,6 +91,48 @@ def test_a_program_counts_with_its_source(tmp_path: Path, monkeypatch: pytest.Mo
     assert told[0] == "program:some_judge.judge"
     assert len(told[1]) == 16
     assert Store(tmp_path / "run").identity("program:no_such.judge")[1] == ""
+
+
+def test_texts_that_name_something_are_paths_and_others_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").touch()
+    told = {
+        "list": ["a.txt", 1],
+        "in": {"it": "a.txt"},
+        "none": None,
+        "empty": "",
+        "long": "x" * 999,
+    }
+    assert here(told) == told | {"list": [Path("a.txt"), 1], "in": {"it": Path("a.txt")}}
+    assert here("a.txt", tmp_path) == tmp_path / "a.txt"
+
+
+def test_a_folder_of_data_counts_by_its_files(tmp_path: Path):
+    store = Store(tmp_path / "run")
+    folder = tmp_path / "data"
+    (folder / "deeper").mkdir(parents=True)
+    (folder / "train.jsonl").write_text("one")
+    first = store.identity(folder)
+    assert [*first] == ["train.jsonl"]
+    (folder / "train.jsonl").write_text("two!")
+    assert store.identity(folder) != first
+
+
+def test_a_yaml_file_counts_by_what_it_says_and_names(tmp_path: Path):
+    """A judge's file names its prompt, from where it lies."""
+    store = Store(tmp_path / "run")
+    judge, prompt = tmp_path / "judge.yaml", tmp_path / "prompt.txt"
+    prompt.write_text("A or B?")
+    judge.write_text("prompt: prompt.txt\n")
+    first = store.identity(judge)
+    judge.write_text("# A comment is read by nobody.\nprompt: prompt.txt\n")
+    assert store.identity(judge) == first
+    prompt.write_text("B or A?")
+    assert store.identity(judge) != first
+    judge.write_text("{")
+    assert store.identity(judge).startswith("file ")
 
 
 def test_a_path_that_is_not_there_is_told(tmp_path: Path):
