@@ -55,6 +55,7 @@ from alignment.data import (
 from alignment.objectives import load_objective
 from alignment.objectives.base import Objective, Progress
 from alignment.trainers.base import GroupTrainer, preparation
+from alignment.trainers.card import step_of_weights
 from alignment.trainers.checkpoints import checkpoints, resolve
 from alignment.trainers.config import GroupConfig
 from alignment.trainers.engine import check_engine
@@ -403,12 +404,13 @@ def provenance(recipe: Recipe, argv: Sequence[str]) -> Provenance:
 
 
 def _last_evaluation(trainer: GroupTrainer) -> dict[str, float]:
-    """Metrics of the trained model on the evaluation set, taken anew only if they are older."""
+    """Metrics of the trained model on the evaluation set, taken anew only if they are others'."""
     if trainer.eval_dataset is None:
         return {}
-    history = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    if history and history[-1]["step"] == trainer.state.global_step:
-        return cast("dict[str, float]", history[-1])
+    step = step_of_weights(trainer)
+    for entry in reversed(trainer.state.log_history):
+        if "eval_loss" in entry and entry["step"] == step:
+            return cast("dict[str, float]", entry)
     return trainer.evaluate()
 
 
@@ -596,6 +598,9 @@ def _report_end(trainer: GroupTrainer, tokens: int, metrics: dict[str, float]) -
         "steps": trainer.state.global_step,
         "tokens": tokens,
     }
+    step = step_of_weights(trainer)
+    if step < trainer.state.global_step:
+        rows["weights of step"] = f"{step}, the best"
     shown = ("eval_loss", "eval_rewards/accuracies", "eval_rewards/margins")
     rows |= {name: round(metrics[name], 4) for name in shown if name in metrics}
     rows["saved to"] = trainer.args.output_dir

@@ -185,6 +185,23 @@ def test_evaluation_data_without_a_strategy_is_evaluated_on_once_at_the_end(
     assert evaluated_at(out) == [2]
 
 
+def test_what_is_told_of_the_best_model_is_its_own(
+    recipe: Recipe, out: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The best by the highest loss is that of the first step, which falls at the second."""
+    best = {"load_best_model_at_end": True, "greater_is_better": True, "save_strategy": "steps"}
+    main(recipe(test_split_size=2, eval_strategy="steps", eval_steps=1, save_steps=1, **best))
+    entries = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    first, second = (entry["eval_loss"] for entry in entries if "eval_loss" in entry)
+    assert second < first
+    shown = capsys.readouterr().out
+    assert re.search(rf"^eval_loss +{round(first, 4)}$", shown, re.MULTILINE)
+    assert re.search(r"^weights of step +1, the best$", shown, re.MULTILINE)
+    card = (out / "README.md").read_text()
+    assert "| steps | 1 of 2, 4 groups each |" in card
+    assert re.search(rf"^\| loss \| 1 \| 1 \| {first:.4g} \|$", card, re.MULTILINE)
+
+
 def test_the_rejects_of_an_earlier_run_do_not_stay(recipe: Recipe, out: Path):
     main(recipe([PAIR] * 4 + [{**PAIR, "rejected": GOOD}], max_steps=1))
     assert (out / "rejects.jsonl").is_file()

@@ -42,6 +42,13 @@ def is_own(path: Path) -> bool:
     return f"\n{KEY}:" in text and "\n  objective:" in text  # cards of data have the key, too
 
 
+def step_of_weights(trainer: GroupTrainer) -> int:
+    """The step that the trainer's weights are of: its last one, or the best that it ended with."""
+    state = trainer.state
+    is_best = trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None
+    return int(state.best_global_step if is_best and not trainer.is_in_train else state.global_step)
+
+
 def write_card(
     trainer: GroupTrainer, folder: Path, *, name: str | None = None, tags: Sequence[str] = ()
 ) -> None:
@@ -56,7 +63,9 @@ def write_card(
     if not is_own(folder / CARD):
         return
     title = name or Path(trainer.args.output_dir).resolve().name
-    text = card_text(record(trainer), trainer.state.log_history, title, tags)
+    step = step_of_weights(trainer)
+    history = [entry for entry in trainer.state.log_history if entry["step"] <= step]
+    text = card_text({**record(trainer), "steps": step}, history, title, tags)
     (folder / CARD).write_text(text, encoding="utf-8")
 
 
