@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -13,7 +14,7 @@ from alignment.llm.connect import connect, open_ledger, run_rows
 from alignment.llm.options import CallOptions
 from alignment.llm.prompts import as_messages, as_text
 from alignment.llm.protocol import Request, Sampling
-from alignment.llm.rows import Named, Reject, Row, prompt_of
+from alignment.llm.rows import Named, Output, Reject, Row, prompt_of
 
 ANSWERS, BASELINE = "answers.jsonl", "baseline.jsonl"
 
@@ -81,6 +82,32 @@ def answered(options: Options, prompts: Path, folder: Path) -> Options:
         _ask(options, options.baseline_model, options.baseline_url, prompts, folder / BASELINE)
         options = replace(options, baseline_model=None, baseline=folder / BASELINE)
     return options
+
+
+def rejects_of(answers: Path) -> Path:
+    """The file beside a file of answers that says which prompts have none, and why.
+
+    It need not be there; `alignment generate` leaves it too.
+    """
+    return Output(answers).rejects
+
+
+def unanswered(answers: Path) -> set[str]:
+    """The prompts that a model was asked and gave no answer to, by the rejects beside its answers.
+
+    A prompt that was asked several times may have answers all the same.
+
+    Args:
+        answers: The file of answers.
+
+    Raises:
+        UserError: The rejects cannot be read.
+    """
+    rejects, prompts = rejects_of(answers), set()
+    for _, rejected in read_rows(rejects) if rejects.is_file() else ():
+        with suppress(Reject):  # a row without a prompt asks nothing
+            prompts.add(as_text(prompt_of(rejected.get("row") or {})))
+    return prompts
 
 
 def _ask(

@@ -201,17 +201,21 @@ def win_rate(scores: Sequence[float | None], seed: int, resamples: int = 10_000)
 
 
 def summarise(
-    verdicts: Iterable[Mapping[str, Any]], seed: int, resamples: int = 10_000
+    verdicts: Iterable[Mapping[str, Any]],
+    seed: int,
+    resamples: int = 10_000,
+    unanswered: int = 0,
 ) -> dict[str, Any]:
     """The numbers of a report from rows of `verdicts.jsonl`.
 
     Several comparisons of a prompt are averaged first: the bootstrap is over prompts. A prompt
-    with a comparison that has no score is unjudged.
+    with a comparison that has no score is unjudged, and so is one without an answer.
 
     Args:
         verdicts: Rows with `prompt`, `answer`, `baseline` and a comparison's columns.
         seed: Seed of the bootstrap.
         resamples: Resamples of the bootstrap.
+        unanswered: Prompts that are not among the rows because a model gave no answer to them.
 
     Raises:
         UserError: No prompt is judged; it shows what the judge said.
@@ -233,8 +237,10 @@ def summarise(
             f"cannot be read); the first is {first['fault']}: `{shorten(first['text'])}`; {remedy}"
         )
     consistent = [row["consistent"] for row in rows if row["consistent"] is not None]
+    rate = win_rate(per_prompt, seed, resamples)
     return {
-        **win_rate(per_prompt, seed, resamples)._asdict(),
+        **rate._replace(unjudged=rate.unjudged + unanswered)._asdict(),
+        "unanswered": unanswered,
         "n_comparisons": len(rows),
         "identical": sum(not row["votes"] for row in rows),
         "unreadable_verdicts": len(faulty),
@@ -247,22 +253,24 @@ def summarise(
     }
 
 
-def refuse_unjudged(results: Mapping[str, Any], verdicts: Path) -> None:
+def refuse_unjudged(results: Mapping[str, Any], *files: str | Path) -> None:
     """Refuses a win rate that too many verdicts are missing from.
 
     Args:
         results: As `summarise` gives them.
-        verdicts: The file that shows what the judge said.
+        *files: Those that show what the judge said, and why answers are missing.
 
     Raises:
         UserError: Fewer prompts are judged than `ENOUGH_JUDGED` demands.
     """
     prompts = results["n_prompts"] + results["unjudged"]
     if results["n_prompts"] < ENOUGH_JUDGED * prompts:
-        faults = ", ".join(f"{count} {fault}" for fault, count in results["faults"].items())
+        missing = {"without an answer": results["unanswered"], **results["faults"]}
+        faults = ", ".join(f"{count} {fault}" for fault, count in missing.items() if count)
         raise UserError(
             f"only {results['n_prompts']} of {prompts} prompts have readable verdicts in both "
-            f"orders ({faults}); see {verdicts}, or pass `--allow-missing --resume`"
+            f"orders ({faults}); see {', '.join(map(str, files))}, or pass `--allow-missing "
+            "--resume`"
         )
 
 

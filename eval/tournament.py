@@ -17,7 +17,11 @@ Pair = tuple[str, str]
 
 
 def report(
-    verdicts: Iterable[Row], seed: int, resamples: int, length_tolerance: float
+    verdicts: Iterable[Row],
+    seed: int,
+    resamples: int,
+    length_tolerance: float,
+    unanswered: Iterable[Row] = (),
 ) -> dict[str, Any]:
     """All numbers of a run.
 
@@ -27,6 +31,8 @@ def report(
         seed: Seed of bootstraps and tests.
         resamples: Resamples of bootstraps and tests.
         length_tolerance: Share of the longer answer by which lengths may differ and still match.
+        unanswered: For pairs of which a model gave no answer to some prompts: `model`, `against`,
+            the number of those `prompts`, and the files of `rejects` that say why.
 
     Returns:
         `pairs` with the win rate of every pair, also over answers of matched length; `ratings` of
@@ -40,10 +46,13 @@ def report(
     by_pair: dict[Pair, list[Row]] = {}
     for row in verdicts:
         by_pair.setdefault((row["model"], row["against"]), []).append(row)
+    lacking = {(row["model"], row["against"]): row for row in unanswered}
+    none: Row = {"prompts": 0, "rejects": []}
     pairs = [
         {
             **{"model": pair[0], "against": pair[1]},
-            **summarise(rows, seed, resamples),
+            **summarise(rows, seed, resamples, lacking.get(pair, none)["prompts"]),
+            "rejects": lacking.get(pair, none)["rejects"],
             "length_matched": _length_matched(rows, seed, resamples, length_tolerance),
             "p_value": sign_flip([s - 0.5 for s in _scores(rows).values()], seed, resamples),
         }

@@ -21,8 +21,8 @@ from alignment.cli import UserError, check_counts, parse, run, tell
 from alignment.core.rows import read_rows
 from alignment.llm.prompts import as_text, shorten
 from alignment.llm.rows import Reject, Row, prompt_of, response_of
-from eval.answering import AnswerOptions, answered
-from eval.stats import bootstrap_mean, check_seed
+from eval.answering import AnswerOptions, answered, rejects_of, unanswered
+from eval.stats import ENOUGH_JUDGED, bootstrap_mean, check_seed
 
 
 @dataclass(kw_only=True)
@@ -42,6 +42,10 @@ class Options(AnswerOptions):
     batch_size: int = field(default=16, metadata={"help": "segments that COMET scores together"})
     resamples: int = field(default=1000, metadata={"help": "resamples of the paired bootstrap"})
     seed: int = field(default=12345, metadata={"help": "of the bootstrap; 12345 is sacrebleu's"})
+    allow_missing: bool = field(
+        default=False,
+        metadata={"help": f"report although fewer than {ENOUGH_JUDGED:.0%} are translated"},
+    )
     json: str | None = field(
         default=None, metadata={"help": "file for the report as JSON; `-` is standard output"}
     )
@@ -102,13 +106,17 @@ def read_segments(path: Path) -> list[Segment]:
     return segments
 
 
-def read_translations(path: Path, segments: Sequence[Segment]) -> list[str]:
+def read_translations(path: Path, segments: Sequence[Segment]) -> list[str | None]:
     """The translations of a file in the order of the segments, found by prompt.
 
     A prompt that comes back is translated as often, in the same order.
 
+    Returns:
+        (n,) the translations; None for all segments of a prompt to which the model gave none, or
+        too few, by the rejects beside the file.
+
     Raises:
-        UserError: Segments lack translations, or translations lack segments.
+        UserError: Segments lack translations for no such reason, or translations lack segments.
     """
     found: dict[str, list[str]] = {}
     for name, row in read_rows(path):
@@ -119,10 +127,17 @@ def read_translations(path: Path, segments: Sequence[Segment]) -> list[str]:
     wanted: dict[str, int] = {}
     for segment in segments:
         wanted[segment.prompt] = wanted.get(segment.prompt, 0) + 1
-    lacking = [prompt for prompt, count in wanted.items() if len(found.get(prompt, ())) != count]
+    few = {prompt for prompt, count in wanted.items() if len(found.get(prompt, ())) < count}
+    refused = few & unanswered(path)
+    lacking = [
+        prompt
+        for prompt, count in wanted.items()
+        if len(found.get(prompt, ())) != count and prompt not in refused
+    ]
     foreign = [prompt for prompt in found if prompt not in wanted]
+    unsaid = f"{rejects_of(path)} does not say why"
     for prompts, told in (
-        (lacking, "have no translation, or not as many as references"),
+        (lacking, f"have no translation, or not as many as references, and {unsaid}"),
         (foreign, "have no reference"),
     ):
         if prompts:
@@ -130,7 +145,7 @@ def read_translations(path: Path, segments: Sequence[Segment]) -> list[str]:
                 f"{path}: {len(prompts)} prompts {told}; the first is `{shorten(prompts[0])}`"
             )
     left = {prompt: iter(texts) for prompt, texts in found.items()}
-    return [next(left[segment.prompt]) for segment in segments]
+    return [None if s.prompt in refused else next(left[s.prompt]) for s in segments]
 
 
 def lexical(
@@ -269,31 +284,67 @@ def paired_bootstrap(differences: Any, seed: int, resamples: int) -> dict[str, A
     }
 
 
+def translated(
+    segments: Sequence[Segment],
+    systems: Mapping[Path, Sequence[str | None]],
+    *,
+    allow_missing: bool = False,
+) -> dict[str, list[int]]:
+    """The segments of each direction that all systems have translated.
+
+    Args:
+        segments: (n,) what is to be translated.
+        systems: File -> (n,) translations, None where there is none.
+        allow_missing: Whether some are enough.
+
+    Returns:
+        Direction -> indices of segments.
+
+    Raises:
+        UserError: Of a direction fewer are translated than `ENOUGH_JUDGED` demands, or none.
+    """
+    found: dict[str, list[int]] = {segment.direction: [] for segment in segments}
+    for i, segment in enumerate(segments):
+        if all(texts[i] is not None for texts in systems.values()):
+            found[segment.direction].append(i)
+    for direction, rows in found.items():
+        n = sum(segment.direction == direction for segment in segments)
+        if not rows or (len(rows) < ENOUGH_JUDGED * n and not allow_missing):
+            files = ", ".join(str(rejects_of(path)) for path in systems if None in systems[path])
+            where = f" of `{direction}`" if direction else ""
+            raise UserError(
+                f"only {len(rows)} of {n} segments{where} are translated by all; see {files}, or "
+                + ("pass `--allow-missing`" if rows else "leave the direction out")
+            )
+    return found
+
+
 def report(options: Options) -> dict[str, Any]:
     """All metrics by direction, and their means over directions.
 
     Raises:
-        UserError: Files do not fit together, or a metric cannot be had.
+        UserError: Files do not fit together, too little is translated, or a metric cannot be had.
     """
     segments = read_segments(options.references)
     if options.output is not None:
         options = answered(options, options.references, options.output)
     files = [*([options.baseline] if options.baseline else []), *options.answers]
-    systems = {str(path): read_translations(path, segments) for path in files}
+    systems = {path: read_translations(path, segments) for path in files}
     if len(systems) < len(files):
         raise UserError("a file of translations is given twice")
+    whole = translated(segments, systems, allow_missing=options.allow_missing)
     scorers = {model: load_comet(model, options.batch_size) for model in options.comet}
     drawn = (options.seed, options.resamples)
     directions: dict[str, dict[str, Any]] = {}
-    for direction in dict.fromkeys(segment.direction for segment in segments):
-        rows = [i for i, segment in enumerate(segments) if segment.direction == direction]
+    for direction, rows in whole.items():
         part = [segments[i] for i in rows]
-        own = {name: [texts[i] for i in rows] for name, texts in systems.items()}
+        own = {str(path): [str(texts[i]) for i in rows] for path, texts in systems.items()}
         metrics = lexical(own, part, *drawn)
         metrics |= {name: neural(score, own, part, *drawn) for name, score in scorers.items()}
         if options.baseline is None:
             _drop_tests(metrics)
-        directions[direction] = {"n": len(part), "metrics": metrics}
+        unscored = sum(segment.direction == direction for segment in segments) - len(part)
+        directions[direction] = {"n": len(part), "unanswered": unscored, "metrics": metrics}
     return {
         "directions": directions,
         "average": {
@@ -302,7 +353,7 @@ def report(options: Options) -> dict[str, Any]:
                     made["metrics"][metric]["systems"][name]["score"]
                     for made in directions.values()
                 )
-                for name in systems
+                for name in map(str, systems)
             }
             for metric in next(iter(directions.values()))["metrics"]
         },
@@ -320,7 +371,9 @@ def main(argv: list[str]) -> None:
 def lines(made: Mapping[str, Any]) -> Iterator[str]:
     """A report to read."""
     for direction, part in made["directions"].items():
-        yield f"{direction or 'all'}: {part['n']} segments"
+        without = part["unanswered"]
+        left_out = f", {without} left out without a translation" if without else ""
+        yield f"{direction or 'all'}: {part['n']} segments{left_out}"
         for metric, told in part["metrics"].items():
             for name, own in told["systems"].items():
                 low, high = own["ci"]

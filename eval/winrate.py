@@ -7,11 +7,11 @@ position consistency, a comparison at matched lengths, Bradley-Terry ratings and
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from alignment.cli import UserError, check_counts, parse, run, tell
 from alignment.core.rows import read_rows
@@ -20,7 +20,7 @@ from alignment.llm.ledger import Ledger
 from alignment.llm.options import ShardOptions
 from alignment.llm.prompts import as_text, shorten
 from alignment.llm.rows import Reject, Row, prompt_of, response_of
-from eval.answering import AnswerOptions, answered
+from eval.answering import AnswerOptions, answered, rejects_of, unanswered
 from eval.answers import warn_of_repetition
 from eval.bundle import MANIFEST, seal, unseal
 from eval.judge import Judge, PairJudge, compare
@@ -108,29 +108,58 @@ def read_answers(path: str | Path) -> dict[str, list[str]]:
     return answers
 
 
-def paired(
-    answers: Mapping[str, Sequence[str]], baseline: Mapping[str, Sequence[str]]
-) -> Iterator[tuple[str, str, str]]:
+class Said(NamedTuple):
+    """What a model said, by a file of answers and the rejects beside it.
+
+    Attributes:
+        path: The file.
+        answers: Prompt -> answers.
+        unanswered: Prompts that it gave no answer to, or fewer than were asked for.
+    """
+
+    path: Path
+    answers: Mapping[str, Sequence[str]]
+    unanswered: Set[str]
+
+    @property
+    def prompts(self) -> Set[str]:
+        """All that it was asked."""
+        return self.answers.keys() | self.unanswered
+
+
+def paired(one: Said, two: Said) -> list[tuple[str, str, str]]:
     """Prompt, answer and baseline's answer, matched by prompt and never by position.
 
+    A prompt is left out if a side has fewer answers to it than the other, or none, and its rejects
+    say so: that it was not answered in full is a finished outcome, and no fault of the files.
+
     Raises:
-        UserError: The prompts differ, or a prompt has more answers on one side.
+        UserError: The prompts differ, or a prompt has more answers on one side; or none is left.
     """
-    for mine, theirs, side in ((answers, baseline, "answers"), (baseline, answers, "baseline")):
-        alone = [prompt for prompt in mine if prompt not in theirs]
+    for mine, theirs, side in ((one, two, "answers"), (two, one, "baseline")):
+        alone = [prompt for prompt in mine.answers if prompt not in theirs.prompts]
         if alone:
             raise UserError(
-                f"answers and baseline have different prompts: {len(alone)} of {len(mine)} stand "
-                f"in `{side}` alone, the first is `{shorten(alone[0])}`"
+                f"answers and baseline have different prompts: {len(alone)} of {len(mine.answers)} "
+                f"stand in `{side}` alone, the first is `{shorten(alone[0])}`, which neither "
+                f"{theirs.path} nor the rejects in {rejects_of(theirs.path)} have"
             )
-    for prompt, mine_of in answers.items():
-        if len(mine_of) != len(baseline[prompt]):
+    found = []
+    for prompt in dict.fromkeys([*one.answers, *two.answers]):
+        both = [said.answers.get(prompt, ()) for said in (one, two)]
+        fewer = one if len(both[0]) < len(both[1]) else two
+        if len(both[0]) == len(both[1]):
+            found += [(prompt, *texts) for texts in zip(*both, strict=True)]
+        elif prompt not in fewer.unanswered:
             raise UserError(
-                f"the prompt `{shorten(prompt)}` has {len(mine_of)} answers and "
-                f"{len(baseline[prompt])} baseline answers; give as many of each"
+                f"the prompt `{shorten(prompt)}` has {len(both[0])} answers and {len(both[1])} "
+                f"baseline answers, and {rejects_of(fewer.path)} does not say why; give as many of "
+                "each"
             )
-        for answer, other in zip(mine_of, baseline[prompt], strict=True):
-            yield prompt, answer, other
+    if not found:
+        files = ", ".join(str(rejects_of(said.path)) for said in (one, two))
+        raise UserError(f"no prompt has an answer of both; see {files}")
+    return found
 
 
 def named(paths: Sequence[Path]) -> dict[str, Path]:
@@ -146,28 +175,39 @@ def named(paths: Sequence[Path]) -> dict[str, Path]:
     return {str(path) if alike else stem: path for stem, path in zip(stems, paths, strict=True)}
 
 
-def matches(options: Options) -> list[Row]:
-    """What is to be judged: `model`, `against`, `prompt`, `answer`, `baseline`.
+def matches(options: Options) -> tuple[list[Row], list[Row]]:
+    """What is to be judged, and what cannot be because a model gave no answer.
+
+    Returns:
+        Rows of `model`, `against`, `prompt`, `answer`, `baseline`; and for each pair of models
+        that prompts are left out of, a row as `report` takes it.
 
     Raises:
         UserError: Files cannot be read, or answer different prompts.
     """
     others = [] if options.baseline is None else [options.baseline]
     files = named([*options.answers, *others])
-    said = {name: read_answers(path) for name, path in files.items()}
-    for name, answers in said.items():
-        warn_of_repetition(name, [several[0] for several in answers.values()])
+    said = {n: Said(path, read_answers(path), unanswered(path)) for n, path in files.items()}
+    for name, its in said.items():
+        warn_of_repetition(name, [several[0] for several in its.answers.values()])
     names = list(files)
     if options.baseline is None:
         pairs = list(combinations(names, 2))
     else:
         pairs = [(name, names[-1]) for name in names[:-1]]
     columns = ("model", "against", "prompt", "answer", "baseline")
-    return [
-        dict(zip(columns, (one, two, *texts), strict=True))
-        for one, two in pairs
-        for texts in paired(said[one], said[two])
-    ]
+    rows: list[Row] = []
+    lacking: list[Row] = []
+    for one, two in pairs:
+        both = (said[one], said[two])
+        found = paired(*both)
+        rows += [dict(zip(columns, (one, two, *texts), strict=True)) for texts in found]
+        left = (both[0].prompts | both[1].prompts) - {prompt for prompt, _, _ in found}
+        if left:
+            rejects = [str(rejects_of(its.path)) for its in both if its.unanswered & left]
+            named_pair = {"model": one, "against": two}
+            lacking.append({**named_pair, "prompts": len(left), "rejects": rejects})
+    return rows, lacking
 
 
 def evaluate(options: Options) -> dict[str, Any]:
@@ -177,13 +217,13 @@ def evaluate(options: Options) -> dict[str, Any]:
         What `results.json` holds.
 
     Raises:
-        UserError: Files do not fit, the judge cannot be asked, or too few verdicts can be read.
+        UserError: Files do not fit, the judge cannot be asked, or too few prompts are judged.
     """
     folder = Path(str(options.output))
     read_judge(options.judge, PREFERENCES)  # before models are asked
     if options.prompts is not None:
         options = answered(options, options.prompts, folder)
-    rows = matches(options)
+    rows, lacking = matches(options)
     verdicts = folder / "verdicts.jsonl"
     with open_ledger(verdicts, options) as ledger:
         judge = _judge(options, ledger)
@@ -201,6 +241,7 @@ def evaluate(options: Options) -> dict[str, Any]:
         "seed": options.seed,
         "resamples": options.resamples,
         "length_tolerance": options.length_tolerance,
+        "unanswered": lacking,
     }
     seal(folder, "winrate", judge.identity(), settings, [verdicts.name])
     results = from_bundle(folder, allow_missing=options.allow_missing)
@@ -215,13 +256,13 @@ def from_bundle(folder: Path, *, allow_missing: bool) -> dict[str, Any]:
     """The numbers of a run, from its folder alone.
 
     Raises:
-        UserError: It is no whole bundle of this evaluator, or too few verdicts can be read.
+        UserError: It is no whole bundle of this evaluator, or too few prompts are judged.
     """
     bundle = unseal(folder, "winrate")
     results = report(bundle.rows("verdicts.jsonl"), **bundle.settings)
     if not allow_missing:
         for pair in results["pairs"]:
-            refuse_unjudged(pair, folder / "verdicts.jsonl")
+            refuse_unjudged(pair, folder / "verdicts.jsonl", *pair["rejects"])
     return {**results, "judge": bundle.judge}
 
 
@@ -259,7 +300,9 @@ def _words_of(pair: Mapping[str, Any], *, several: bool) -> Iterator[str]:
     yield (
         f"{told}win rate {pair['win_rate']:.3f}, 95% interval [{low:.3f}, {high:.3f}] over "
         f"{pair['n_prompts']} prompts: {pair['wins']} wins, {pair['losses']} losses, "
-        f"{pair['ties']} ties, {pair['unjudged']} unjudged; p = {pair['p_value']:.4f}"
+        f"{pair['ties']} ties, {pair['unjudged']} unjudged"
+        + (f" ({pair['unanswered']} without an answer)" if pair["unanswered"] else "")
+        + f"; p = {pair['p_value']:.4f}"
         + (f", corrected {pair['p_value_holm']:.4f}" if several else "")
     )
     if matched := pair["length_matched"]:

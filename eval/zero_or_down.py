@@ -12,15 +12,16 @@ import json
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from alignment.cli import UserError, check_counts, parse, run, say
 from alignment.core.groups import CHOSEN, Content, RowError, group_from_row, text_of
 from alignment.core.rows import read_rows
 from alignment.llm.connect import connect, open_ledger, run_rows
 from alignment.llm.prompts import as_messages, as_text
-from alignment.llm.protocol import Request, Sampling
+from alignment.llm.protocol import Outcome, Request, Sampling
 from alignment.llm.rows import Reject, Row
+from eval.answering import rejects_of
 from eval.judge import compare
 from eval.judge_files import JudgeOptions, open_judge
 from eval.stats import check_seed, refuse_unjudged, summarise
@@ -44,7 +45,7 @@ class Options(JudgeOptions):
     prompts: int = field(default=200, metadata={"help": "pairs to look at, drawn by the seed"})
     seed: int = field(default=0, metadata={"help": "seed of the draw, the samples, the bootstrap"})
     allow_missing: bool = field(
-        default=False, metadata={"help": "report although many verdicts cannot be read"}
+        default=False, metadata={"help": "report although many samples or verdicts are missing"}
     )
 
     def __post_init__(self) -> None:
@@ -62,7 +63,8 @@ def diagnose(options: Options) -> dict[str, Any]:
         lies on one side of one half.
 
     Raises:
-        UserError: The pairs cannot be read, a model cannot be asked, or verdicts are missing.
+        UserError: The pairs cannot be read, a model cannot be asked, or samples or verdicts are
+            missing.
     """
     pairs = [(name, row) for name, row in read_rows(options.pairs) if row.get("chosen")]
     if not pairs:
@@ -96,9 +98,11 @@ def diagnose(options: Options) -> dict[str, Any]:
             later="two verdicts on each sample",
         )
         report.refuse_empty(options.pairs)
-    results = summarise((row for _, row in read_rows(verdicts)), options.seed)
+    unanswered = sum(report.dropped[outcome] for outcome in get_args(Outcome))
+    rows = (row for _, row in read_rows(verdicts))
+    results = summarise(rows, options.seed, unanswered=unanswered)
     if not options.allow_missing:
-        refuse_unjudged(results, verdicts)
+        refuse_unjudged(results, verdicts, *([rejects_of(verdicts)] if unanswered else []))
     low, high = results["win_rate_ci"]
     results["advice"] = "zero" if results["win_rate"] > 0.5 else "down"
     results["certain"] = not low <= 0.5 <= high

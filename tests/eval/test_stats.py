@@ -1,5 +1,7 @@
 """Win rates with known numbers, and intervals that cover what they claim to."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -77,6 +79,12 @@ def test_a_summary_is_over_prompts_and_counts_what_is_missing():
     assert (made["answer_length"], made["baseline_length"]) == (2.0, 1.0)
 
 
+def test_prompts_without_an_answer_are_unjudged():
+    made = summarise([row("p", 1.0), row("q", 0.5)], seed=0, unanswered=3)
+    assert (made["n_prompts"], made["unjudged"], made["unanswered"]) == (2, 3, 3)
+    assert made["win_rate"] == 0.75
+
+
 def test_a_prompt_with_one_unreadable_comparison_of_two_is_unjudged():
     broken = [vote("answer", None, "unparseable"), vote("baseline", 1.0)]
     made = summarise([row("p", 1.0), row("p", None, broken), row("q", 0.5)], seed=0)
@@ -90,9 +98,12 @@ def test_a_judge_that_says_nothing_readable_is_an_error_that_shows_its_words():
 
 
 def test_too_few_judged_prompts_are_refused(tmp_path):
-    results = {"n_prompts": 94, "unjudged": 6, "faults": {"refused": 2, "unparseable": 5}}
+    faults = {"refused": 2, "unparseable": 5}
+    results = {"n_prompts": 94, "unjudged": 6, "unanswered": 0, "faults": faults}
     with pytest.raises(UserError, match=r"only 94 of 100 .*\(2 refused, 5 unparseable\)"):
         refuse_unjudged(results, tmp_path)
+    with pytest.raises(UserError, match=r"\(1 without an answer, 2 refused.*; see a, b, or pass"):
+        refuse_unjudged({**results, "unanswered": 1}, Path("a"), "b")
     refuse_unjudged({**results, "n_prompts": 114}, tmp_path)
 
 

@@ -17,7 +17,7 @@ import pytest
 from alignment.__main__ import dispatch
 from alignment.cli import UserError
 from alignment.llm.prompts import as_text
-from alignment.llm.protocol import Request
+from alignment.llm.protocol import Reply, Request
 from eval.translation import Segment, lexical, paired_bootstrap, read_segments
 
 sacrebleu = pytest.importorskip("sacrebleu", reason="the extra `translation` is not installed")
@@ -289,6 +289,67 @@ def test_models_are_asked_for_translations(tmp_path: Path, capsys: pytest.Captur
     assert report(tmp_path, capsys, files[0], argv=argv) == made
     (direction,) = made["directions"].values()
     assert direction["metrics"]["chrF2"]["systems"][str(files[0])]["score"] == pytest.approx(100)
+
+
+def prim(request: Request) -> Reply:
+    """Refuses the first segment."""
+    if as_text(request.prompt) == "p0":
+        return Reply("No.", "refusal")
+    return Reply(fluent(request))
+
+
+def test_a_segment_that_a_model_refuses_is_left_out_for_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """29 of 30 are enough; the other system's mistakes in the one left out count in nothing."""
+    references(tmp_path)
+    base = translations(tmp_path, "base.jsonl", ["wrong", *REFERENCES[1:]])
+    command = ["eval", "translation", "--references", str(tmp_path / "references.jsonl")]
+    command += ["--baseline", str(base), "--output", str(tmp_path / "out"), "--resamples", "20"]
+    dispatch([*command, "--model", f"program:{__name__}.prim", "--json", str(tmp_path / "r.json")])
+    assert "all: 29 segments, 1 left out without a translation\n" in capsys.readouterr().out
+    made = json.loads((tmp_path / "r.json").read_text())
+    (part,) = made["directions"].values()
+    assert (part["n"], part["unanswered"]) == (29, 1)
+    for own in part["metrics"]["BLEU"]["systems"].values():
+        assert own["score"] == pytest.approx(100.0)
+
+
+def test_too_few_translated_segments_of_a_direction_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Two of three in one direction, none of one in the other, which no flag can score."""
+    directions = ("de-en", "de-en", "de-en", "fr-en")
+    rows = [
+        {"prompt": f"p{i}", "reference": "the house is small", "direction": direction}
+        for i, direction in enumerate(directions)
+    ]
+    write(tmp_path / "references.jsonl", rows)
+    path = translations(tmp_path, "a.jsonl", ["the house is small"] * 3)
+    refused = [{"reason": "refused", "row": rows[3]}, {"reason": "refused", "row": rows[2]}]
+    rejects = write(tmp_path / "a.jsonl.rejects.jsonl", refused)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    with pytest.raises(
+        UserError, match=r"only 2 of 3 segments of `de-en`.*`--allow-missing`"
+    ) as caught:
+        report(tmp_path, capsys, path)
+    assert f"see {rejects}" in str(caught.value)
+    with pytest.raises(UserError, match="only 0 of 1 segments of `fr-en`"):
+        report(tmp_path, capsys, path, argv=("--allow-missing",))
+    write(tmp_path / "references.jsonl", rows[:3])
+    (part,) = report(tmp_path, capsys, path, argv=("--allow-missing",))["directions"].values()
+    assert (part["n"], part["unanswered"]) == (2, 1)
+
+
+def test_a_prompt_that_is_translated_too_often_is_not_excused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    references(tmp_path)
+    rows = [{"prompt": f"p{i}", "response": text} for i, text in enumerate(REFERENCES)]
+    path = write(tmp_path / "a.jsonl", [*rows, rows[0]])
+    write(tmp_path / "a.jsonl.rejects.jsonl", [{"reason": "refused", "row": {"prompt": "p0"}}])
+    with pytest.raises(UserError, match="1 prompts have no translation, or not as many"):
+        report(tmp_path, capsys, path)
 
 
 @pytest.mark.parametrize(

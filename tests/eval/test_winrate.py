@@ -260,6 +260,68 @@ def test_answers_come_from_files_or_from_models(argv: list[str], message: str):
         parse(Options, argv, "alignment eval winrate")
 
 
+def refusing(request: Request) -> Reply:
+    """Refuses every draw of p3, and the second one of p2."""
+    prompt = as_text(request.prompt)
+    if prompt == "p3" or (prompt, request.sample) == ("p2", 1):
+        return Reply("I will not.", "content_filter")
+    return Reply("longer")
+
+
+def test_a_prompt_that_a_model_refuses_is_unjudged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """p1 is won; p3 has no answer, and p2 one too few."""
+    models = ["--baseline-model", f"program:{__name__}.terse"]
+    models += ["--model", f"program:{__name__}.refusing"]
+    rejects = tmp_path / "out" / "answers.jsonl.rejects.jsonl"
+    with pytest.raises(UserError, match=r"only 1 of 3 .*\(2 without an answer\)") as caught:
+        ask(tmp_path, *models)
+    assert f"{rejects}, or pass `--allow-missing --resume`" in str(caught.value)
+    made = ask(tmp_path, *models, "--resume", "--allow-missing")
+    counts = ("win_rate", "n_prompts", "unjudged", "unanswered", "unreadable_verdicts")
+    assert [made[name] for name in counts] == [1.0, 1, 2, 2, 0]
+    assert made["rejects"] == [str(rejects)]
+    assert "2 unjudged (2 without an answer)" in capsys.readouterr().out
+    dispatch(["eval", "winrate", "--bundle", str(tmp_path / "out"), "--allow-missing"])
+    assert "2 unjudged (2 without an answer)" in capsys.readouterr().out
+
+
+def reject(path: Path, *prompts: str) -> None:
+    """The rejects that a model which refused these prompts leaves beside its answers."""
+    rows = [
+        {"source": "p:1", "reason": "refused", "message": "m refused", "row": {"prompt": prompt}}
+        for prompt in (*prompts, None)
+    ]
+    rejects = path.with_name(f"{path.name}.rejects.jsonl")
+    rejects.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_rejects_beside_files_of_answers_count_on_both_sides(tmp_path: Path):
+    """Of 40 prompts p0 lacks an answer, and p1 both."""
+    reject(tmp_path / "answers.jsonl", "p0", "p1")
+    reject(tmp_path / "baseline.jsonl", "p1")
+    prompts = [f"p{i}" for i in range(40)]
+    made = run(
+        tmp_path, dict.fromkeys(prompts[2:], "longer"), dict.fromkeys(["p0", *prompts[2:]], "a")
+    )
+    assert [made[name] for name in ("n_prompts", "unjudged", "unanswered")] == [38, 2, 2]
+
+
+def test_rejects_excuse_the_side_alone_that_they_stand_beside(tmp_path: Path):
+    reject(tmp_path / "answers.jsonl", "q")
+    with pytest.raises(UserError, match="`q`, which neither") as caught:
+        run(tmp_path, {"p": "a", "q": "b"}, {"p": "a"})
+    assert f"{tmp_path / 'baseline.jsonl'}.rejects.jsonl" in str(caught.value)
+
+
+def test_models_that_answer_no_prompt_in_common_are_told(tmp_path: Path):
+    reject(tmp_path / "answers.jsonl", "q")
+    reject(tmp_path / "baseline.jsonl", "p")
+    with pytest.raises(UserError, match=r"no prompt has an answer of both; see .*rejects\.jsonl"):
+        run(tmp_path, {"p": "a"}, {"q": "a"})
+
+
 def policy(request: Request) -> str:
     return "longer" if "1" in as_text(request.prompt) else "b"
 

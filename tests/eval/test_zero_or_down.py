@@ -10,7 +10,7 @@ from alignment.__main__ import dispatch
 from alignment.cli import UserError
 from alignment.core.rows import read_rows
 from alignment.llm.prompts import as_text, sections
-from alignment.llm.protocol import Request
+from alignment.llm.protocol import Reply, Request
 
 ASKED = {"role": "user", "content": "Why?"}
 SAID = {"role": "assistant", "content": "a longer answer"}
@@ -56,6 +56,23 @@ def test_an_interval_around_one_half_is_told(tmp_path: Path, capsys: pytest.Capt
 
 def test_a_drawn_part_of_the_pairs_is_looked_at(tmp_path: Path):
     assert diagnose(tmp_path, ["a longer answer"] * 20, "--prompts", "5")["n_prompts"] == 5
+
+
+def test_a_pair_whose_sample_is_refused_is_unjudged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Two of 20 have no sample."""
+
+    def refusing(request: Request) -> Reply | str:
+        prim = as_text(request.prompt) in ("p0", "p1")
+        return Reply("No.", "refusal") if prim else "seven c"
+
+    monkeypatch.setattr(f"{__name__}.policy", refusing)
+    with pytest.raises(UserError, match=r"only 18 of 20 .*\(2 without an answer\)") as caught:
+        diagnose(tmp_path, ["a longer answer"] * 20)
+    assert "verdicts.jsonl.rejects.jsonl" in str(caught.value)
+    made = diagnose(tmp_path, ["a longer answer"] * 20, "--resume", "--allow-missing")
+    assert (made["win_rate"], made["unjudged"], made["unanswered"]) == (1.0, 2, 2)
 
 
 @pytest.mark.parametrize(
