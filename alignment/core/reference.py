@@ -15,7 +15,8 @@ import os
 import sqlite3
 import zlib
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,7 +50,8 @@ class Groups(Protocol):
 class ReferenceStore:
     """The stored log-probs of one reference.
 
-    Several processes may read and write one store at once.
+    Several processes may read and write one store at once. SQLite keeps its journal as a file, not
+    in memory that processes share, so that a disk may serve several machines if its locks do.
 
     Args:
         folder: Where stores live; created where missing.
@@ -64,9 +66,10 @@ class ReferenceStore:
 
     def get(self, group: TokenGroup) -> np.ndarray | None:
         """(n,) float32 log-probs of a group's response tokens; None if missing or damaged."""
-        row = self._database.execute(
-            "SELECT logps, crc FROM entries WHERE key = ?", (content_key(group),)
-        ).fetchone()
+        with self._opened() as database:
+            row = database.execute(
+                "SELECT logps, crc FROM entries WHERE key = ?", (content_key(group),)
+            ).fetchone()
         if row is None or zlib.crc32(row[0]) != row[1]:
             return None
         logps = np.frombuffer(row[0], dtype=np.float32)
@@ -78,28 +81,31 @@ class ReferenceStore:
         for group, logps in entries:
             blob = np.asarray(logps, dtype=np.float32).tobytes()
             rows.append((content_key(group), blob, zlib.crc32(blob)))
-        with self._database as database:
+        with self._opened() as database, database:
             database.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", rows)
 
-    @property
-    def _database(self) -> sqlite3.Connection:
-        """A connection of this process; SQLite's must not cross a fork.
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        """The database.
 
         Raises:
             UserError: The file is damaged or cannot be used.
         """
+        try:
+            yield self._database
+        except sqlite3.Error as error:
+            raise UserError(
+                f"stored reference {self.path} cannot be used ({error}): delete it, or name "
+                "another `ref_cache_dir`"
+            ) from None
+
+    @property
+    def _database(self) -> sqlite3.Connection:
+        """A connection of this process; SQLite's must not cross a fork."""
         if self._connection is None or self._connection[0] != os.getpid():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                database = sqlite3.connect(self.path, timeout=60)
-                database.execute("PRAGMA journal_mode = WAL")
-                database.execute("PRAGMA synchronous = NORMAL")
-                database.execute(_SCHEMA)
-            except sqlite3.DatabaseError as error:
-                raise UserError(
-                    f"stored reference {self.path} cannot be used ({error}): delete it, or name "
-                    "another `ref_cache_dir`"
-                ) from None
+            database = sqlite3.connect(self.path, timeout=60)
+            database.execute(_SCHEMA)
             self._connection = (os.getpid(), database)
         return self._connection[1]
 
@@ -125,7 +131,7 @@ class WithReference:
         group = self.groups[index]
         logps = self.store.get(group)
         if logps is None:
-            raise ValueError(
+            raise UserError(
                 f"{group.origin}: its stored reference in {self.store.path} is missing or damaged; "
                 "run again and it is computed anew"
             )

@@ -37,7 +37,7 @@ _COMPARED = 64
 """About how many groups are compared over processes id by id."""
 
 _ENTRIES_PER_WRITE = 32
-"""Rows of stored reference that a crash may cost."""
+"""Rows of stored reference that a crash may cost each process."""
 
 
 def prepare_start(trainer: GroupTrainer) -> None:
@@ -247,29 +247,48 @@ def _first_groups(trainer: GroupTrainer) -> list[TokenGroup]:
 
 
 def _fill(trainer: GroupTrainer, groups: Any, store: ReferenceStore) -> None:
+    """Computes what some node has not stored, and stores it on all: they may share a disk or not.
+
+    Raises:
+        UserError: The policy that would give the values has been trained already, or they do not
+            stay where they are written.
+    """
     args, model = trainer.args, trainer.model_wrapped
-    absent = missing(groups, store)
-    trainer.accelerator.wait_for_everyone()
-    score = trainer.scorer.reference_logps
-    if trainer.scorer.reference_is_start:
-        if absent and trainer.state.global_step > 0:
-            raise UserError(
-                f"{len(absent)} rows have no stored reference and the policy has moved on since: "
-                "start anew, or name the starting model as `ref_model_name_or_path`"
-            )
-        score = policy_logps
+    absent = _absent(trainer, groups, store)
+    if trainer.scorer.reference_is_start and absent and trainer.state.global_step > 0:
+        raise UserError(
+            f"{len(absent)} rows have no stored reference and the policy has moved on since: "
+            "start anew, or name the starting model as `ref_model_name_or_path`"
+        )
+    whole = trainer.scorer.reference_is_start and not is_peft_model(trainer.model)
+    score = policy_logps if whole else trainer.scorer.reference_logps
     told = "reference: %d rows are stored in %s, %d are computed now"
     logger.info(told, len(groups) - len(absent), store.path, len(absent))
     calls = math.ceil(len(absent) / args.world_size)
-    unsaved: list[tuple[TokenGroup, Any]] = []
+    unsaved: list[tuple[int, Any]] = []
     silent = not (absent and trainer.is_world_process_zero())
     for call in tqdm(range(calls), desc="reference", disable=silent):
         # Engines compute in step, so processes without a row of their own repeat the last one.
-        group = groups[absent[min(call * args.world_size + args.process_index, len(absent) - 1)]]
+        index = absent[min(call * args.world_size + args.process_index, len(absent) - 1)]
         with torch.no_grad(), evaluating(model):
-            logps = score(model, trainer.pack([group]).to(args.device))
-        unsaved.append((group, logps.float().cpu().numpy()))
+            logps = score(model, trainer.pack([groups[index]]).to(args.device))
+        unsaved.append((index, logps.float().cpu().numpy()))
         if len(unsaved) == _ENTRIES_PER_WRITE or call == calls - 1:
-            store.put(unsaved)
-            unsaved.clear()
-    trainer.accelerator.wait_for_everyone()
+            computed = gather_object(unsaved)
+            if trainer.is_local_process_zero():
+                store.put((groups[index], logps) for index, logps in computed)
+            unsaved = []
+    if absent and _absent(trainer, [groups[index] for index in absent], store):
+        raise UserError(
+            f"stored reference {store.path} does not keep what is written to it: name another "
+            "`ref_cache_dir`, one that nobody else clears"
+        )
+
+
+def _absent(trainer: GroupTrainer, groups: Any, store: ReferenceStore) -> list[int]:
+    """The indices of groups that some node's store lacks, the same list in every process.
+
+    One process of a node looks for all of it: another run may be filling the store meanwhile.
+    """
+    own = missing(groups, store) if trainer.is_local_process_zero() else []
+    return sorted({index for found in gather_object([own]) for index in found})

@@ -124,7 +124,7 @@ def test_a_damaged_entry_is_found_and_counted_as_missing(
     assert changed == 1
     assert store.get(groups[2]) is None
     assert missing(groups, store) == [2]
-    with pytest.raises(ValueError, match=r"a:2: its stored reference .* is missing or damaged"):
+    with pytest.raises(UserError, match=r"a:2: its stored reference .* is missing or damaged"):
         WithReference(groups, store)[2]
     fill(store, [groups[2]])
     assert missing(groups, store) == []
@@ -143,6 +143,24 @@ def test_a_store_that_is_no_database_is_named_with_the_remedy(
     with pytest.raises(UserError, match="delete it") as caught:
         store.get(groups[0])
     assert str(store.path) in str(caught.value)
+
+
+def test_a_store_that_is_damaged_in_use_is_named_with_the_remedy(
+    store: ReferenceStore, groups: Groups
+):
+    fill(store, groups)
+    with sqlite3.connect(store.path) as database:
+        database.execute("DROP TABLE entries")
+    for use in (lambda: store.get(groups[0]), lambda: fill(store, groups)):
+        with pytest.raises(UserError, match=r"cannot be used .*: delete it") as caught:
+            use()
+        assert "\n" not in str(caught.value)
+
+
+def test_no_memory_is_shared_by_the_users_of_a_store(store: ReferenceStore, groups: Groups):
+    """Machines that share a disk have none."""
+    fill(store, groups)
+    assert [path.name for path in store.path.parent.iterdir()] == [store.path.name]
 
 
 # ---- Keys ----

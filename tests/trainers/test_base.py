@@ -434,6 +434,16 @@ def test_an_interrupted_fill_continues_to_the_same_bits(
     assert entries(tmp_path / "parts") == entries(tmp_path / "whole")
 
 
+def test_a_store_that_loses_what_is_written_is_told_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(start.ReferenceStore, "put", lambda *_: None)
+    trainer = build(tmp_path, precompute_ref_log_probs=True, ref_cache_dir=str(tmp_path / "ref"))
+    with pytest.raises(UserError, match=r"does not keep what is written to it: name another"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
 def test_another_model_has_a_store_of_its_own(tmp_path: Path):
     kwargs = {"precompute_ref_log_probs": True, "ref_cache_dir": str(tmp_path / "ref")}
     for seed in (0, 1):

@@ -4,8 +4,10 @@ import importlib.util
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +182,32 @@ def test_two_processes_share_a_stored_reference_and_a_token_budget(one: Path):
     stored = {"precompute_ref_log_probs": True, "ref_cache_dir": str(one / "reference")}
     two_processes(one, recipe(one, "stored", max_tokens_per_batch=60, **stored))
     assert_same_run(one, "stored")
+
+
+def test_two_nodes_with_a_disk_each_store_the_whole_reference(one: Path):
+    """What one of them has stored before is a part that the other lacks."""
+    changes = {"eval_dataset_name": None, "eval_strategy": "no"}
+    stored = {"precompute_ref_log_probs": True, **changes}
+    (one / "part.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pair_rows(5)))
+    one_process(one, recipe(one, "whole", **changes))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", one / "disk-0")
+        main(recipe(one, "part", **stored, dataset_name=str(one / "part.jsonl"))[2:])
+    command, port = recipe(one, "nodes", **stored), str(free_port())
+    with ThreadPoolExecutor() as pool:
+        nodes = []
+        for rank in ("0", "1"):
+            address = ["--nnodes", "2", "--node_rank", rank, "--master_port", port]
+            words = [sys.executable, "-m", "torch.distributed.run", *address, *command]
+            disk = str(one / f"disk-{rank}")
+            nodes.append(pool.submit(launch, one, words, HF_DATASETS_CACHE=disk))
+    for node in nodes:
+        node.result()
+    assert history(one, "nodes") == pytest.approx(history(one, "whole"), abs=1e-6)
+    for disk in ("disk-0", "disk-1"):
+        (path,) = (one / disk / "reference").glob("*.sqlite")
+        with sqlite3.connect(path) as database:
+            assert database.execute("SELECT count(*) FROM entries").fetchone() == (13,)
 
 
 @needs_deepspeed
