@@ -199,7 +199,8 @@ class GroupTrainer(_BaseTrainer):
             ref_model=prepare_frozen(frozen, self.accelerator),
             unwrap=self.unwrap,
             meant_to_differ=ref_model is not None,
-            reference_is_start=frozen is None and not is_peft_model(policy.model),
+            reference_is_start=frozen is None
+            and (not is_peft_model(policy.model) or bool(policy.trained_beside_adapter)),
             steer=functools.partial(set_preference, policy.model),
             **{name: prepare_frozen(known, self.accelerator) for name, known in others.items()},
         )

@@ -71,6 +71,15 @@ class Policy:
     source: str | None
     start: PreTrainedModel | None = None
 
+    @property
+    def trained_beside_adapter(self) -> list[str]:
+        """Weights that train and are no part of the adapter, by name: it does not take them off."""
+        if not is_peft_model(self.model):
+            return []
+        own = f".{self.model.active_adapter}."
+        trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        return [name for name in trained if own not in f"{name}."]
+
     def offloading(self, args: GroupConfig) -> Any:
         """The context that keeps activations on the host, or an empty one."""
         if args.activation_offloading:
@@ -86,7 +95,7 @@ class Policy:
         """The separate reference model, able to score packed batches; None where none is needed.
 
         Raises:
-            UserError: The reference is the policy itself.
+            UserError: The reference is the policy itself, or would move with it.
         """
         if ref_model is not None and ref_model is self.model:
             raise UserError(
@@ -102,6 +111,13 @@ class Policy:
             if frozen is None and self.source is not None:
                 frozen = load_model(self.source, args, quantization_config)
         if frozen is None:
+            moving = self.trained_beside_adapter
+            if moving and not args.precompute_ref_log_probs:
+                raise UserError(
+                    f"`{moving[0]}` trains and is no part of the adapter, so that the reference, "
+                    "which is the policy without it, would move along: set `bias` of the adapter "
+                    "to `none`, `precompute_ref_log_probs: true` or `ref_model_name_or_path`"
+                )
             return None
         frozen.requires_grad_(False)
         if args.disable_dropout:

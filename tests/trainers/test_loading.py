@@ -1,6 +1,7 @@
 """Models, tokenizers and adapters that cannot be trained as asked are refused, each in one line."""
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,28 @@ def test_a_head_that_is_trained_beside_the_adapter_is_compared_with_the_original
     batch = whole_batch(trainer, (trainer.train_dataset[i] for i in range(4)))
     reference = trainer.scorer.reference_logps(trainer.model, batch)
     torch.testing.assert_close(reference, scored(untouched, batch), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_weights_that_train_beside_the_adapter_need_a_reference_that_does_not_move(
+    bias: str, tmp_path: Path
+):
+    """Switching the adapter off leaves the model's own biases as they were trained."""
+    biased: dict[str, Any] = {"peft_config": lora(target_modules=["c_attn"], bias=bias)}
+    with pytest.raises(UserError, match=r"bias` trains and is no part of the adapter") as caught:
+        build(tmp_path, model=tiny_model("gpt2"), **biased)
+    assert "\n" not in str(caught.value)
+    stored = {"precompute_ref_log_probs": True, "ref_cache_dir": str(tmp_path / "ref")}
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    frozen, trained = (
+        run(tmp_path, model=tiny_model("gpt2"), **biased, **given)
+        for given in ({"ref_model": tiny_model("gpt2")}, {**stored, **saving})
+    )
+    assert logged(trained) == pytest.approx(logged(frozen), abs=1e-5)
+    shutil.rmtree(tmp_path / "ref")
+    again = build(tmp_path, model=tiny_model("gpt2"), **biased, **stored, **saving)
+    with pytest.raises(UserError, match="no stored reference and the policy has moved on"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
 def test_a_continued_adapter_gets_a_frozen_copy_with_its_values(tmp_path: Path):
