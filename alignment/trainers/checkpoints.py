@@ -60,6 +60,10 @@ _WORDS = {
     "batch_size": "batch size",
 }
 _NAME = re.compile(r"checkpoint-(\d+)")
+_WEIGHTS = re.compile(
+    r"(adapter_model|model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
+    r"|adapter_config\.json"
+)
 _BLOCK = 1 << 22
 
 
@@ -146,7 +150,8 @@ def replacing(folder: Path, staged: Path, run: Path) -> Iterator[None]:
     """Moves what is written into `staged` to `folder` file by file, once all of it is there.
 
     Args:
-        folder: May hold other files, which stay.
+        folder: May hold other files. They stay, but for weights of an earlier save, which would be
+            loaded in place of the new ones or with them.
         staged: On the same disk; gone afterwards.
         run: The output folder of the run, whose checkpoints a message offers.
 
@@ -160,10 +165,19 @@ def replacing(folder: Path, staged: Path, run: Path) -> Iterator[None]:
     with removed_on_failure(staged, folder, run):
         yield
         folder.mkdir(parents=True, exist_ok=True)
+        for path in _outdated(folder, {path.name for path in staged.iterdir()}):
+            path.unlink()
         for path in sorted(staged.iterdir()):
             _flush(path)
             os.replace(path, folder / path.name)
     shutil.rmtree(staged)
+
+
+def _outdated(folder: Path, written: set[str]) -> list[Path]:
+    """The weights of an earlier save; beside an adapter a model stays, it may be its base."""
+    kinds = ("adapter_",) if "adapter_config.json" in written else ("",)
+    weights = (path for path in folder.iterdir() if _WEIGHTS.fullmatch(path.name))
+    return [path for path in weights if path.name.startswith(kinds) and path.name not in written]
 
 
 @contextmanager

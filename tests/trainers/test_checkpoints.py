@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import Trainer
+from transformers import AutoModelForCausalLM, Trainer
 
 from alignment.cli import UserError
 from alignment.objectives.apo import APO
@@ -20,7 +20,15 @@ from alignment.trainers import checkpoints
 from alignment.trainers.base import GroupTrainer
 from alignment.trainers.checkpoints import MANIFEST, damage, resolve
 from alignment.trainers.saved_weights import check_saved, measure
-from tests.trainers.runs import build, logged, lora, pair_rows, run, trained_weights
+from tests.trainers.runs import (
+    build,
+    logged,
+    lora,
+    pair_rows,
+    run,
+    small_model,
+    trained_weights,
+)
 
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2}
 ADAPTER = "adapter_model.safetensors"
@@ -376,6 +384,29 @@ def test_a_save_that_writes_zeros_fails_and_keeps_what_was_there(
     assert not (tmp_path / ".written").exists()
 
 
+def test_a_model_that_is_saved_over_an_earlier_run_loads_without_anything_of_that(tmp_path: Path):
+    run(tmp_path, max_steps=2).save_model()
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "notes.bin"):
+        (tmp_path / name).write_text("of an earlier run")
+    trainer = run(tmp_path, full=True, max_steps=2)
+    trainer.save_model()
+    found = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert not hasattr(found, "peft_config")
+    assert torch.equal(found.lm_head.weight, trainer.model.lm_head.weight)
+    left = {path.name for path in tmp_path.glob("*model*")} | {
+        p.name for p in tmp_path.glob("*.bin")
+    }
+    assert left == {"model.safetensors", "notes.bin"}
+
+
+def test_an_adapter_that_is_saved_into_the_folder_of_its_base_leaves_the_base(tmp_path: Path):
+    small_model().save_pretrained(tmp_path)
+    (tmp_path / "adapter_model.bin").write_text("of an earlier run")
+    run(tmp_path, model=str(tmp_path), max_steps=2).save_model()
+    left = {path.name for path in tmp_path.glob("*model*")}
+    assert left == {"model.safetensors", ADAPTER}
+
+
 def test_a_fresh_adapter_may_be_saved_and_one_that_learnt_nothing_may_not(tmp_path: Path):
     """The second factor of a fresh LoRA is zero, and so is one that no gradient has reached."""
     trainer = build(tmp_path)
@@ -396,8 +427,6 @@ def test_a_fresh_adapter_may_be_saved_and_one_that_learnt_nothing_may_not(tmp_pa
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_every_weight_of_a_whole_model_is_read_back(tied: bool, tmp_path: Path):
-    from tests.trainers.runs import small_model
-
     model = small_model(tie_word_embeddings=tied)
     trainer = run(tmp_path, model=model, full=True, max_steps=1)
     trainer.save_model()
