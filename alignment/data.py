@@ -457,7 +457,7 @@ def default_reference_folder() -> Path:
 
 
 def check_needs(group: Group, objective: Objective) -> None:
-    """Checks that a group carries the labels an objective reads.
+    """Checks that a group carries the labels an objective reads, and that it fits.
 
     Raises:
         RowError: It does not; the message names what is missing, what is there and the remedy.
@@ -503,6 +503,8 @@ def check_needs(group: Group, objective: Objective) -> None:
             "lacks_roles",
             f"{name} needs `chosen` and `rejected`, or a `label`; this row has {there}: {remedy}",
         )
+    if misfit := objective.misfit(group):
+        raise RowError("misfit", f"{name} {misfit}")
 
 
 def _check_aspects(group: Group, name: str, dimensions: int | None) -> None:

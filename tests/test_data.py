@@ -20,12 +20,18 @@ from alignment.data import (
     fingerprint_sources,
     read_sources,
 )
+from alignment.objectives.ampo import AMPO
 from alignment.objectives.apo import APO
 from alignment.objectives.base import Objective
 from alignment.objectives.cut import CUT
 from alignment.objectives.dpo import DPO
+from alignment.objectives.infonca import InfoNCA
+from alignment.objectives.kd import KD
 from alignment.objectives.nca import NCA
+from alignment.objectives.seqkd import SeqKD
 from alignment.objectives.sft import SFT
+from alignment.objectives.ulma import ULMA
+from alignment.objectives.unlikelihood import Unlikelihood
 
 
 @pytest.fixture(autouse=True)
@@ -220,6 +226,60 @@ def test_a_row_without_the_labels_that_the_objective_needs_is_told_the_remedy(
     assert reason in message
     assert remedy in message
     assert "rows[0]" in message
+
+
+SCORED: dict[str, Any] = {"prompt": "q", "responses": [" a", " b"]}
+ONE: dict[str, Any] = {"prompt": "q", "completion": " a"}
+MIXTURE = Unlikelihood(weighting="mixture")
+
+
+@pytest.mark.parametrize(
+    ("objective", "bad", "good", "told"),
+    [
+        (NCA(), {**ONE, "reward": 1}, {**SCORED, "rewards": [1, 2]}, "this row has one"),
+        (InfoNCA(), {**ONE, "reward": 1}, {**SCORED, "rewards": [1, 2]}, "this row has one"),
+        (AMPO(), {**ONE, "reward": 1}, {**SCORED, "rewards": [1, 2]}, "this row has one"),
+        (
+            AMPO(),
+            {**SCORED, "rewards": [1, 2], "roles": [0, -1]},
+            {**SCORED, "rewards": [1, 2], "roles": [1, -1]},
+            "role 1 against those of role -1 and this row lacks one kind",
+        ),
+        (
+            ULMA(preference="continuous"),
+            {**SCORED, "rewards": [1, 9]},
+            {**SCORED, "rewards": [1, 0.9]},
+            "this row has 9: scale them",
+        ),
+        (MIXTURE, {**ONE, "reward": 5}, {**ONE, "reward": -0.5}, "this row has -5: scale them"),
+        (
+            CUT(),
+            {**ONE, "label": False},
+            {**ONE, "label": False, "judgment": "too short"},
+            "by likelihood and this row has a rejected one: judge it",
+        ),
+    ],
+)
+def test_a_row_that_does_not_fit_the_objective_is_rejected(
+    tokenizer: PreTrainedTokenizerFast,
+    objective: Objective,
+    bad: dict[str, Any],
+    good: dict[str, Any],
+    told: str,
+):
+    """What would teach nothing, no number, or the opposite."""
+    prepared = preparation(tokenizer, objective)(named([bad, good]))
+    assert (len(prepared), prepared.report.rejected) == (1, {"misfit": 1})
+    with pytest.raises(UserError) as caught:
+        preparation(tokenizer, objective)(named([bad]))
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("objective", [KD(), SeqKD(), SFT()])
+def test_rejected_responses_are_not_computed_where_nothing_reads_them(
+    tokenizer: PreTrainedTokenizerFast, objective: Objective
+):
+    assert preparation(tokenizer, objective)(named(pairs(1)))[0].role == [CHOSEN]
 
 
 def test_plain_text_can_be_read_as_chat(tokenizer: PreTrainedTokenizerFast):

@@ -84,8 +84,10 @@ def check_kinds(method: HasFields) -> None:
             remedy = "write a finite number (YAML reads 1e-4 as text: write 1.0e-4)"
         elif hint == (float | None) and value is not None and not _is_number(value):
             remedy = "write a finite number or null"
-        elif hint is int and (not isinstance(value, int) or isinstance(value, bool)):
+        elif hint is int and not _is_whole(value):
             remedy = "write a whole number"
+        elif hint == (int | None) and value is not None and not _is_whole(value):
+            remedy = "write a whole number or null"
         elif hint is bool and not isinstance(value, bool):
             remedy = "write true or false"
         else:
@@ -130,6 +132,10 @@ def _imported(what: str, base: type[Any], path: str) -> Any:
 def _hint(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     return f"did you mean `{near[0]}`? " if near else ""
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: object) -> bool:

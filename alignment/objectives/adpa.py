@@ -66,6 +66,8 @@ class ADPA(Objective):
         super().__post_init__()
         for name in ("sft_weight", "adpa_weight", "kl_penalty_weight"):
             check_range(self, name, least=0.0)
+        if self.top_k is not None:
+            check_range(self, "top_k", least=1)
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from alignment.objectives.base import (
+    Group,
     GroupTerms,
     LossTerm,
     Mean,
     Need,
     Objective,
     ObjectiveOutput,
+    alone,
     check_range,
     count_responses,
     group_log_softmax,
@@ -60,6 +62,13 @@ class AMPO(Objective):
         super().__post_init__()
         check_range(self, "beta", above=0.0)
         check_range(self, "gamma", least=0.0)
+
+    def misfit(self, group: Group) -> str | None:
+        """A single response, or roles without a positive or without a negative."""
+        roles = {response.role for response in group.responses}
+        one_sided = roles != {0} and not roles >= {-1, 1}
+        told = "sets responses of role 1 against those of role -1 and this row lacks one kind"
+        return alone(group) or (told if one_sided else None)
 
     def __call__(self, terms: GroupTerms) -> ObjectiveOutput:
         """One mean over groups."""

@@ -20,8 +20,9 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from alignment.core.groups import Group as Group  # for methods, from one place
 from alignment.core.methods import check_kinds
-from alignment.core.methods import check_range as check_range  # for methods, from one place
+from alignment.core.methods import check_range as check_range
 
 Need = Literal[
     "reference",
@@ -324,6 +325,18 @@ class Objective(ABC):
         """
         return frozenset()
 
+    def misfit(self, group: Group) -> str | None:
+        """Why a row teaches nothing, or something else, though it has the labels of `needs`.
+
+        Args:
+            group: The row, before anything is rendered.
+
+        Returns:
+            A clause that begins with what the method does, for a message that names it; None where
+            the row fits.
+        """
+        return None
+
     @property
     def counts_read_policy(self) -> bool:
         """Whether counts depend on the policy's log-probs, which costs one more forward pass."""
@@ -426,6 +439,13 @@ def group_log_softmax(scores: Tensor, terms: GroupTerms) -> Tensor:
     """(R,) log-softmax of `scores` (R,) within each group."""
     shifted = scores - group_max(scores, terms)[terms.group_of_response]
     return shifted - sum_responses(shifted.exp(), terms).log()[terms.group_of_response]
+
+
+def alone(group: Group) -> str | None:
+    """A `misfit` of methods that compare the responses to a prompt: there is but one."""
+    if len(group.responses) > 1:
+        return None
+    return "compares the responses to a prompt and this row has one: add others"
 
 
 def reward_labels(terms: GroupTerms) -> Tensor:

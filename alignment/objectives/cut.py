@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from alignment.objectives.base import (
+    Group,
     GroupTerms,
     Mean,
     Need,
@@ -70,6 +71,17 @@ class CUT(Objective):
         check_range(self, "threshold", least=0.0)
         check_range(self, "weight", least=0.0)
         check_range(self, "gamma", least=0.0)
+
+    def misfit(self, group: Group) -> str | None:
+        """A rejected response without a judgment, which would be learnt by likelihood."""
+        judged = {response.twin for response in group.responses}
+        for index, response in enumerate(group.responses):
+            if response.role < 0 and response.twin is None and index not in judged:
+                return (
+                    "learns responses without a judgment by likelihood and this row has a "
+                    "rejected one: judge it, or leave it out"
+                )
+        return None
 
     def __call__(self, terms: GroupTerms) -> ObjectiveOutput:
         """The likelihood under the judgment, and the contrast with the plain prompt."""

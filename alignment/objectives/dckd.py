@@ -57,6 +57,8 @@ class DCKD(Objective):
         super().__post_init__()
         for name in ("sft_weight", "distillation_weight", "chosen_weight", "rejected_weight"):
             check_range(self, name, least=0.0)
+        if self.top_k is not None:
+            check_range(self, "top_k", least=1)
 
     def divergences(self, terms: GroupTerms) -> tuple[DivergenceSpec, ...]:
         """Forward KL of every response."""

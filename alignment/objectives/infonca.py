@@ -8,11 +8,13 @@ from typing import Literal
 from torch.nn.functional import logsigmoid
 
 from alignment.objectives.base import (
+    Group,
     GroupTerms,
     LossTerm,
     Need,
     Objective,
     ObjectiveOutput,
+    alone,
     best_and_worst,
     check_range,
     count_responses,
@@ -63,6 +65,10 @@ class InfoNCA(Objective):
     def needs(self) -> frozenset[Need]:
         """A reference, and rewards or pairs."""
         return frozenset({"reference", "reward" if self.form == "group" else "pairs"})
+
+    def misfit(self, group: Group) -> str | None:
+        """A single response: its share of the group is 1 whatever the model says."""
+        return alone(group)
 
     def __call__(self, terms: GroupTerms) -> ObjectiveOutput:
         """One mean over groups."""

@@ -34,6 +34,7 @@ class KD(Objective):
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"teacher", "role"})
+    roles: ClassVar[frozenset[int]] = frozenset({1})
 
     def divergences(self, terms: GroupTerms) -> tuple[DivergenceSpec, ...]:
         """The forward KL of chosen responses: skewed by nothing."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from alignment.objectives.base import (
+    Group,
     GroupTerms,
     LossTerm,
     Mean,
@@ -19,6 +20,7 @@ from alignment.objectives.base import (
     Objective,
     ObjectiveOutput,
     Progress,
+    alone,
     best_and_worst,
     check_range,
     implicit_rewards,
@@ -64,6 +66,10 @@ class Panacea(Objective):
         rng = random.Random(f"{self.seed}:{progress.step}")
         drawn = [rng.expovariate(1.0) for _ in range(self.dimensions)]
         return tuple(weight / math.fsum(drawn) for weight in drawn)
+
+    def misfit(self, group: Group) -> str | None:
+        """A single response: no dimension has a best and a worst."""
+        return alone(group)
 
     def __call__(self, terms: GroupTerms) -> ObjectiveOutput:
         """One mean over groups for each dimension."""

@@ -29,6 +29,7 @@ class SeqKD(Objective):
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"role"})
+    roles: ClassVar[frozenset[int]] = frozenset({1})
 
     def __call__(self, terms: GroupTerms) -> ObjectiveOutput:
         """One mean over chosen responses."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from alignment.objectives.base import (
+    Group,
     GroupTerms,
     Mean,
     Need,
@@ -63,6 +64,16 @@ class ULMA(Objective):
     def needs(self) -> frozenset[Need]:
         """A reference, and labels of the kind that `preference` reads."""
         return frozenset({"reference", "reward" if self.preference == "continuous" else "role"})
+
+    def misfit(self, group: Group) -> str | None:
+        """Rewards on another scale, where 1 would be the worst and yet a demonstration."""
+        if self.preference == "binary":
+            return None
+        rewards = [response.reward or 0.0 for response in group.responses]
+        wrong = next((reward for reward in rewards if not 0 <= reward <= 1), None)
+        if wrong is None:
+            return None
+        return f"takes rewards from 0 to 1, a demonstration, and this row has {wrong:g}: scale them"
 
     def __call__(self, terms: GroupTerms) -> ObjectiveOutput:
         """One mean over demonstrations, one over the other responses."""

@@ -9,7 +9,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from alignment.core.groups import scored_segments
 from alignment.objectives.base import (
+    Group,
     GroupTerms,
     Mean,
     Need,
@@ -51,6 +53,17 @@ class Unlikelihood(Objective):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "alpha", least=0.0)
+
+    def misfit(self, group: Group) -> str | None:
+        """Scores that are no weights, where a mixture takes them for such."""
+        if self.weighting == "threshold":
+            return None
+        scored = [scored_segments(response) or () for response in group.responses]
+        scores = [segment.score for segments in scored for segment in segments]
+        wrong = next((score for score in scores if not 0 <= score <= 1), None)
+        if wrong is None:
+            return None
+        return f"mixes by scores from 0 to 1, the worst, and this row has {wrong:g}: scale them"
 
     def __call__(self, terms: GroupTerms) -> ObjectiveOutput:
         """One mean over tokens."""

@@ -174,6 +174,8 @@ def test_means_are_detached() -> None:
         ("dpo", {"beta": 0.0}, r"DPO.beta is 0.0: it must be above 0"),
         ("dpo", {"beta": "1e-4"}, r"DPO.beta is '1e-4': write a finite number"),
         ("dpo", {"beta": True}, "write a finite number"),
+        ("dckd", {"top_k": 2.5}, r"DCKD.top_k is 2.5: write a whole number or null"),
+        ("adpa", {"top_k": 0}, r"ADPA.top_k is 0: it must be at least 1"),
         ("nca", {"tau": float("nan")}, "NCA.tau is nan: write a finite number"),
         ("nca", {"form": "pairs"}, "NCA.form is 'pairs': choose one of 'group', 'pair'"),
         ("nca", {"form": "pair", "biased": 1}, "NCA.biased is 1: write true or false"),

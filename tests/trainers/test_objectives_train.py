@@ -102,7 +102,7 @@ GROUPS = [
         "responses": [f" cat {i}" for i in range(k)],
         "rewards": [*range(k)],
     }
-    for k in (1, 2, 3, 5)
+    for k in (2, 3, 4, 5)
 ]
 
 
@@ -115,7 +115,7 @@ GROUPS = [
         ("nca", {"form": "pair"}, DATA / "pairs.jsonl", 2 * math.log(2)),
         ("nca", {"form": "pair", "biased": True}, DATA / "pairs.jsonl", 2 * math.log(2)),
         ("infonca", {}, DATA / "groups.jsonl", math.log(4)),
-        ("infonca", {"tau": 1.0}, GROUPS, math.log(1 * 2 * 3 * 5) / 4),
+        ("infonca", {"tau": 1.0}, GROUPS, math.log(2 * 3 * 4 * 5) / 4),
         ("infonca", {"form": "pair"}, DATA / "pairs.jsonl", math.log(2)),
         ("apo", {}, DATA / "pairs.jsonl", 1.0),
         ("apo", {"variant": "down"}, DATA / "pairs.jsonl", 1.0),
