@@ -2,10 +2,11 @@
 
     alignment merge --adapter runs/apo --output runs/apo-merged [--dtype bfloat16]
 
-What is written is read again and compared with base and adapter, token by token; where a log-prob
-differs by more than the precision allows, nothing is left behind. An adapter that was trained on a
-base in 4 bit fits those weights and no others: `--load-in-4bit`, with the keys of the recipe,
-merges it into the same weights, dequantised.
+What is written is read again and compared with base and adapter, token by token. Where a log-prob
+differs by more than the precision allows, or where merging moves the tokens by more than half of
+what the adapter does, because rounding has lost it, nothing is left behind. An adapter that was
+trained on a base in 4 bit fits those weights and no others: `--load-in-4bit`, with the keys of the
+recipe, merges it into the same weights, dequantised.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ _TEXTS = (
     "Die Sonne scheint, 太阳出来了, and 2 + 2 = 4; that much is certain.",
 )
 """What is compared unless prompts are given: prose, numbers, code, several scripts."""
+
+_MOST_OF_ADAPTER = 0.5
+"""Share of what the adapter does that merging may differ by, both as root mean squares; it is about
+1 where the adapter is lost or cannot be told from rounding."""
 
 _LONGEST = 256
 _MOST_PROMPTS = 16
@@ -92,9 +97,9 @@ def main(argv: list[str]) -> None:
     base, tokenizer = options.base or _base_of(options.adapter), _tokenizer(options)
     texts = _texts(options, tokenizer)
     adapted = _adapted(base, options)
-    before = [token_logps(adapted, ids) for ids in texts]
+    before = _logps(adapted, texts)
     with adapted.disable_adapter():
-        without = [token_logps(adapted, ids) for ids in texts]
+        moved = before - _logps(adapted, texts)
     model = _merged(adapted, options)
     dtype = model.dtype
     staged = options.output.with_name(f".{options.output.name}.partial")
@@ -103,22 +108,18 @@ def main(argv: list[str]) -> None:
         model.save_pretrained(staged)
         tokenizer.save_pretrained(staged)
         del model, adapted
-        largest = _largest_difference(staged, texts, before, options)
+        difference = _logps(_load(str(staged), options), texts) - before
         bound = LOGP_TOLERANCE.get(dtype, LOGP_TOLERANCE[torch.float32])
-        if not largest <= bound:
-            raise UserError(
-                f"the merged model differs from base and adapter by {largest:.3g} nats in a token "
-                f"(bound {bound:g} in {dtype}), so nothing is kept: merge with `--dtype float32`, "
-                "and make sure that the base is the one the adapter was trained on"
-            )
+        _check(difference, moved, bound, dtype)
         shutil.rmtree(options.output, ignore_errors=True)
         staged.rename(options.output)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-    moved = max(float((a - b).abs().max()) for a, b in zip(before, without, strict=True))
+    largest = float(difference.abs().max())
     say(f"merged into  {options.output} ({dtype})")
-    say(f"compared     {sum(map(len, before))} tokens: {largest:.2e} nats at most, bound {bound:g}")
-    say(f"the adapter  moves a token of them by {moved:.3g} nats at most")
+    say(f"compared     {len(before)} tokens: {largest:.2e} nats at most, bound {bound:g}")
+    told = f"{_rms(moved):.2e} nats (rms), merging by {_rms(difference):.2e}"
+    say(f"the adapter  moves them by {told}")
     if options.push_to_hub:
         say(f"uploaded to  {_upload(options.output, options.push_to_hub)}")
 
@@ -131,13 +132,42 @@ def token_logps(model: Any, ids: Sequence[int]) -> Tensor:
     return logits.log_softmax(-1).gather(1, tokens[0, 1:, None]).squeeze(1).cpu()
 
 
-def _largest_difference(
-    folder: Path, texts: list[list[int]], expected: list[Tensor], options: Options
-) -> float:
-    """Nats by which the model in a folder differs in some token; what is no number is infinite."""
-    saved = _load(str(folder), options)
-    found = torch.cat([token_logps(saved, ids) for ids in texts])
-    return float((found - torch.cat(expected)).abs().nan_to_num(nan=torch.inf).max())
+def _logps(model: Any, texts: Sequence[Sequence[int]]) -> Tensor:
+    """(N,) nats: log-probs of the tokens of all texts."""
+    return torch.cat([token_logps(model, ids) for ids in texts])
+
+
+def _rms(nats: Tensor) -> float:
+    return float(nats.square().mean().sqrt())
+
+
+def _check(difference: Tensor, moved: Tensor, bound: float, dtype: torch.dtype) -> None:
+    """Refuses a merged model that is not base and adapter.
+
+    Args:
+        difference: (N,) nats; of its log-probs to those of base and adapter.
+        moved: (N,) nats; of those to the base's.
+        bound: Nats that a token may differ by.
+        dtype: Of the merged weights.
+
+    Raises:
+        UserError: A token differs by more, or the tokens differ by much of what the adapter does
+            and by more than float32 rounds.
+    """
+    largest = float(difference.abs().max())
+    if not largest <= bound:
+        raise UserError(
+            f"the merged model differs from base and adapter by {largest:.3g} nats in a token "
+            f"(bound {bound:g} in {dtype}), so nothing is kept: merge with `--dtype float32`, "
+            "and make sure that the base is the one the adapter was trained on"
+        )
+    lost, whole = _rms(difference), _rms(moved)
+    if lost > max(_MOST_OF_ADAPTER * whole, LOGP_TOLERANCE[torch.float32]):
+        raise UserError(
+            f"rounding to {dtype} may lose the adapter, which moves tokens by {whole:.3g} nats "
+            f"(rms): the merged model differs by {lost:.3g}, more than half of that, so nothing is "
+            "kept: merge with `--dtype float32`"
+        )
 
 
 def _base_of(adapter: str) -> str:

@@ -119,6 +119,27 @@ def test_a_merged_model_that_differs_is_not_kept(
     assert "(bound 0.0001 in torch.float32), so nothing is kept" in message
 
 
+def scaled(folder: Path, by: float) -> Path:
+    """The same adapter with another strength."""
+    file = folder / "adapter_model.safetensors"
+    weights = {name: w * by if "lora_B" in name else w for name, w in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    return folder
+
+
+def test_an_adapter_that_rounding_loses_is_not_merged_unless_in_float32(base: Path, tmp_path: Path):
+    """At a thousandth it changes weights of 0.02 by 1e-5, of which bfloat16 rounds 1e-4 away."""
+    small = scaled(adapter(tmp_path, base), 1e-3)
+    message = refusal(small, "--dtype", "bfloat16")
+    assert message.startswith("rounding to torch.bfloat16 may lose the adapter, which moves")
+    assert "more than half of that, so nothing is kept: merge with `--dtype float32`" in message
+    merged(small, "--dtype", "float32")
+
+
+def test_an_adapter_that_does_nothing_is_merged_in_any_precision(base: Path, tmp_path: Path):
+    merged(scaled(adapter(tmp_path, base), 0.0), "--dtype", "bfloat16")
+
+
 def test_weights_that_are_no_number_are_not_kept(base: Path, tmp_path: Path):
     file = adapter(tmp_path, base) / "adapter_model.safetensors"
     weights = load_file(file)
