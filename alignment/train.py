@@ -301,6 +301,8 @@ def take_steps(trainer: GroupTrainer) -> None:
 
 
 def _refused(error: Exception) -> UserError:
+    # It may be no matter of settings after all.
+    logger.debug("what lies behind the line below", exc_info=error)
     words = str(error.args[0] if isinstance(error, KeyError) else error)
     return UserError(f"the recipe cannot be trained: {' '.join(words.split())}")
 
@@ -373,6 +375,8 @@ def main(argv: list[str] | None = None) -> None:
         launch.main(argv)
         return
     recipe = parse_recipe(argv)
+    if recipe.training.log_level == "debug":
+        logger.setLevel(logging.DEBUG)
     if not PartialState().is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
         disable_progress_bars()

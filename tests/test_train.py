@@ -400,6 +400,16 @@ def test_settings_that_a_library_refuses_when_training_begins_are_told_in_one_li
     assert re.search(message, found), found
 
 
+def test_what_lies_behind_a_refusal_is_shown_where_that_is_asked_for(
+    recipe: Recipe, caplog: pytest.LogCaptureFixture
+):
+    changes = {"optim": "galore_adamw"}
+    refusal(recipe(**changes))
+    assert "Traceback" not in caplog.text
+    refusal(recipe(**changes, log_level="debug"))
+    assert "Traceback" in caplog.text
+
+
 def test_an_error_of_a_step_keeps_its_traceback(recipe: Recipe, monkeypatch: pytest.MonkeyPatch):
     def fail(*args: Any, **kwargs: Any) -> None:
         raise TypeError("a bug")
