@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,9 +18,12 @@ _TRAINERS = ("distillm", "simpo", "orpo", "grpo", "rloo", "gkd", "dpo", "cpo", "
 """Names that scripts carry (`run_simpo.py`, `trl dpo`), the longest first."""
 
 _SCIENTIFIC = re.compile(r"[-+]?\d+(?:\.\d*)?[eE][-+]?\d+")
+_RANGE = re.compile(r"\d+(?::\d+)+")
+"""Such as `1:4`, which YAML takes for a number to the base of 60."""
 
 _ACCELERATE = ("accelerate", "torchrun", "deepspeed")
-_PROCESSES = ("num_processes", "nproc_per_node", "num_gpus")
+_PER_NODE = {"nproc_per_node": "nnodes", "num_gpus": "num_nodes"}
+"""Options that count the processes of a node -> those that count the nodes."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Source:
         name: The file it was read from.
         keys: Its keys and values.
         trainer: What the command says is trained by; None for a file of keys.
-        processes: How many processes the command starts, where it says so.
+        processes: How many processes the command starts on all nodes, where it says so.
     """
 
     name: str
@@ -78,18 +82,26 @@ def _from_command(words: list[str], path: Path) -> Source:
     refuse_variables(words, path)
     source = Source(str(path), trainer=_trainer(words))
     start = next(i for i, w in enumerate(words) if w.endswith(".py") or Path(w).name == "trl")
-    launcher = _options(words[:start]) if _launches(words[:start]) else {}
     options = _options(words[start + 1 :])
-    given = next((launcher[key] for key in _PROCESSES if key in launcher), None)
-    given = options.pop("num_processes", given)
+    given = options.pop("num_processes", _processes(words[:start]))
     configs = [word for word in words[start + 1 :] if word.endswith((".yaml", ".yml"))]
     config = options.pop("config", configs[0] if configs else None)
     keys = {**(_named(Path(str(config)), path) if config is not None else {}), **options}
     return replace(source, keys=keys, processes=given if isinstance(given, int) else None)
 
 
-def _launches(words: Sequence[str]) -> bool:
-    return any(Path(word).name in _ACCELERATE for word in words)
+def _processes(words: Sequence[str]) -> int | None:
+    """How many processes a launcher starts on all nodes; None where it does not say."""
+    if not any(Path(word).name in _ACCELERATE for word in words):
+        return None
+    options = _options(words)
+    names_nodes = any(word.startswith(("--hostfile", "-H")) for word in words)
+    counts = [options.get("num_processes")]
+    for each, nodes in _PER_NODE.items():
+        if each in options:
+            counts = [options[each], options.get(nodes, None if names_nodes else 1)]
+    known = [count for count in counts if isinstance(count, int)]
+    return math.prod(known) if len(known) == len(counts) else None
 
 
 def _named(config: Path, script: Path) -> dict[str, Any]:
@@ -130,5 +142,7 @@ def _value(word: str) -> Any:
     try:
         read = yaml.safe_load(word)
     except yaml.YAMLError:
+        return word
+    if _RANGE.fullmatch(word):
         return word
     return float(word) if _SCIENTIFIC.fullmatch(word) else read

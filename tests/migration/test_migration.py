@@ -207,6 +207,29 @@ def test_a_script_is_read_with_the_file_that_it_names(tmp_path: Path):
         read_source(script)
 
 
+@pytest.mark.parametrize(
+    ("launcher", "processes"),
+    [
+        ("torchrun --nproc_per_node=8", 8),
+        ("torchrun --nnodes=2 --nproc-per-node 8", 16),
+        ("torchrun --nnodes=1:4 --nproc_per_node=8", None),
+        ("torchrun --nnodes=2 --nproc_per_node=gpu", None),
+        ("deepspeed --num_gpus 8", 8),
+        ("deepspeed --num_nodes 2 --num_gpus 8", 16),
+        ("deepspeed --hostfile hosts --num_gpus 8", None),
+        ("deepspeed -H hosts --num_nodes 3 --num_gpus 8", 24),
+        ("accelerate launch --num_machines 2 --num_processes 16", 16),
+        ("accelerate launch", None),
+    ],
+)
+def test_processes_of_a_node_count_on_every_node(
+    launcher: str, processes: int | None, tmp_path: Path
+):
+    script = tmp_path / "run.sh"
+    script.write_text(f"{launcher} scripts/run_dpo.py --beta 0.1\n")
+    assert read_source(script).processes == processes
+
+
 def test_a_script_is_read_with_the_variables_that_it_sets(tmp_path: Path):
     script = tmp_path / "run.sh"
     start = "export MODEL=org/base\nN=2\nOPTS=''\nOPTS+=' --beta 0.2'\nOPTS+=' --max_length 64'\n"
