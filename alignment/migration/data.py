@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from alignment.cli import UserError
@@ -30,20 +31,28 @@ def _mixer(draft: Draft) -> None:
     configs = _listed(draft.take("dataset_configs") or [None] * len(mixer))
     if len(configs) != len(mixer):
         raise UserError(f"`dataset_configs` names {len(configs)} of {len(mixer)} data sets")
-    trained = next((split for split in splits if "train" in split), "train")
-    tested = next((split for split in splits if "test" in split), None)
+    trained = [split for split in splits if "train" in split] or ["train"]
+    tested = [split for split in splits if "train" not in split]
+    named = list(product(zip(mixer, configs, strict=True), trained))
     sources = [
-        _source(draft, name, config, trained, share)
-        for (name, share), config in zip(mixer.items(), configs, strict=True)
+        _source(draft, name, config, split, share)
+        for ((name, config), split), share in zip(named, mixer.values(), strict=False)
     ]
+    for (name, _), split in named[len(mixer) :]:
+        draft.lost[f"`{name}` ({split})"] = (
+            "the handbook's code deals the shares out to the first splits, one to each, and does "
+            "not train on the others; name it under `datasets` to train on it here"
+        )
     told = "`dataset_mixer`, `dataset_splits` and `dataset_configs` there"
     _put(draft, sources, f"{told}; a share is the first rows, here as there.")
-    if tested is None:
+    if not tested:
         return
-    if len(sources) == 1:
-        draft.put("dataset_test_split", tested)
-    else:
-        _evaluate_nothing(draft, f"the `{tested}` splits of several sets")
+    if len(sources) > 1:
+        _evaluate_nothing(draft, f"the splits {', '.join(tested)} of several sets")
+        return
+    draft.put("dataset_test_split", tested[0])
+    for split in tested[1:]:
+        draft.lost[f"`{sources[0]['path']}` ({split})"] = "one split is evaluated on"
 
 
 def _mixture(draft: Draft) -> None:

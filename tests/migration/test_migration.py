@@ -131,6 +131,7 @@ def test_a_share_of_a_handbook_set_is_a_slice_of_its_split():
         {"path": "some-org/more", "split": "train_prefs"},
     ]
     assert draft.recipe["eval_strategy"] == "no"  # nothing to evaluate on is an error in training
+    assert any("the splits test_prefs of several" in told for told in draft.lost.values())
     single = drafted("handbook_mixture.yaml").recipe
     assert single["dataset_train_split"] == "train[:25%]"
     assert single["test_split_size"] == 200
@@ -295,3 +296,20 @@ def test_an_output_that_is_there_is_kept(tmp_path: Path):
     assert output.read_text() == "mine"
     dispatch([*words, "--overwrite"])
     assert yaml.safe_load(output.read_text())["objective"] == "simpo"
+
+
+def test_splits_that_the_handbook_does_not_come_to_are_told_of():
+    """It pairs the splits of all sets in turn with the shares, of which each set has one."""
+    keys = {"dataset_splits": ["train_sft", "train_gen", "test_sft", "test_gen"]}
+    one = from_keys({"dataset_mixer": {"a": 1.0}, **keys})
+    assert one.recipe["dataset_name"] == "a"
+    assert one.recipe["dataset_train_split"] == "train_sft"
+    assert one.recipe["dataset_test_split"] == "test_sft"
+    assert list(one.lost) == ["`a` (train_gen)", "`a` (test_gen)"]
+    assert "name it under `datasets`" in one.lost["`a` (train_gen)"]
+    two = from_keys({"dataset_mixer": {"a": 1.0, "b": 0.5}, **keys})
+    assert two.recipe["datasets"] == [
+        {"path": "a", "split": "train_sft"},
+        {"path": "a", "split": "train_gen[:50%]"},
+    ]
+    assert list(two.lost) == ["`b` (train_sft)", "`b` (train_gen)"]
