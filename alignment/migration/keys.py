@@ -98,6 +98,7 @@ def move(draft: Draft, known: Collection[str]) -> None:
     _template(draft)
     _encoder(draft)
     _order(draft)
+    _warmup(draft)
     for key in list(draft.left):
         value = draft.left[key]
         new = RENAMED.get(key)
@@ -154,3 +155,9 @@ def _order(draft: Draft) -> None:
         draft.lose("train_sampling_strategy", "every epoch is shuffled under `seed`")
     elif "train_sampling_strategy" in draft.left:
         draft.skip("train_sampling_strategy", UNNEEDED["group_by_length"])
+
+
+def _warmup(draft: Draft) -> None:
+    """A share of the steps counts where their number is 0, as in transformers 4."""
+    if draft.left.get("warmup_ratio") and not draft.left.get("warmup_steps", 1):
+        draft.skip("warmup_steps", "it is off, and `warmup_ratio` counts")

@@ -313,3 +313,19 @@ def test_splits_that_the_handbook_does_not_come_to_are_told_of():
         {"path": "a", "split": "train_gen[:50%]"},
     ]
     assert list(two.lost) == ["`b` (train_sft)", "`b` (train_gen)"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "steps"),
+    [
+        ({"warmup_ratio": 0.1}, 0.1),
+        ({"warmup_ratio": 0.1, "warmup_steps": 0}, 0.1),
+        ({"warmup_ratio": 0.1, "warmup_steps": 20}, 20),
+        ({"warmup_ratio": 0.0, "warmup_steps": 0}, 0),
+    ],
+)
+def test_a_share_of_warmup_steps_counts_where_no_number_is_set(keys: dict[str, Any], steps: float):
+    draft = from_keys({"dataset_name": "a", **keys})
+    assert draft.recipe["warmup_steps"] == steps
+    text = draft.text([])
+    assert [key for key in keys if key not in text] == []
