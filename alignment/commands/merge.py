@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -54,7 +54,8 @@ class Options:
     adapter: str = field(metadata={"help": "folder or hub id of the adapter"})
     output: Path = field(metadata={"help": "folder to write the merged model to"})
     base: str | None = field(
-        default=None, metadata={"help": "the base model; unset, the one the adapter names"}
+        default=None,
+        metadata={"help": "the base model; unset, the one the adapter names, at its revision"},
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto", metadata={"help": "of the merged weights; auto: as the base is stored"}
@@ -84,6 +85,18 @@ class Options:
     )
 
 
+class Source(NamedTuple):
+    """Where a model lies.
+
+    Attributes:
+        name: A folder or hub id.
+        revision: Branch, tag or commit there; a folder has none.
+    """
+
+    name: str
+    revision: str = "main"
+
+
 def main(argv: list[str]) -> None:
     """`alignment merge`.
 
@@ -94,7 +107,8 @@ def main(argv: list[str]) -> None:
     options = parse(Options, argv, "alignment merge", __doc__)
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
         raise UserError(f"{options.output} exists already: name another `--output`")
-    base, tokenizer = options.base or _base_of(options.adapter), _tokenizer(options)
+    base = _base_of(options)
+    tokenizer = _tokenizer(base, options)
     texts = _texts(options, tokenizer)
     adapted = _adapted(base, options)
     before = _logps(adapted, texts)
@@ -108,7 +122,7 @@ def main(argv: list[str]) -> None:
         model.save_pretrained(staged)
         tokenizer.save_pretrained(staged)
         del model, adapted
-        difference = _logps(_load(str(staged), options), texts) - before
+        difference = _logps(_load(Source(str(staged)), options), texts) - before
         bound = LOGP_TOLERANCE.get(dtype, LOGP_TOLERANCE[torch.float32])
         _check(difference, moved, bound, dtype)
         shutil.rmtree(options.output, ignore_errors=True)
@@ -170,24 +184,28 @@ def _check(difference: Tensor, moved: Tensor, bound: float, dtype: torch.dtype) 
         )
 
 
-def _base_of(adapter: str) -> str:
-    config = read_settings(adapter)
-    if not config.base_model_name_or_path:
-        raise UserError(f"`{adapter}` does not name its base model: set `--base`")
-    return str(config.base_model_name_or_path)
+def _base_of(options: Options) -> Source:
+    """The base that is asked for; at the adapter's revision where it is the one that it names."""
+    config = read_settings(options.adapter)
+    name = options.base or config.base_model_name_or_path
+    if not name:
+        raise UserError(f"`{options.adapter}` does not name its base model: set `--base`")
+    is_its_own = name == config.base_model_name_or_path
+    return Source(name, (config.revision if is_its_own else None) or "main")
 
 
-def _tokenizer(options: Options) -> PreTrainedTokenizerBase:
+def _tokenizer(base: Source, options: Options) -> PreTrainedTokenizerBase:
     """The one that lies with the adapter, whose template may be another; else that of the base."""
-    sources = [options.adapter, options.base or _base_of(options.adapter)]
-    for source in sources:
+    for source in (Source(options.adapter), base):
         try:
             return AutoTokenizer.from_pretrained(
-                source, trust_remote_code=options.trust_remote_code
+                source.name,
+                revision=source.revision,
+                trust_remote_code=options.trust_remote_code,
             )
         except (OSError, ValueError, KeyError) as error:
             last = error
-    raise UserError(not_a_model(sources[-1], last))
+    raise UserError(not_a_model(base.name, last))
 
 
 def _texts(options: Options, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -205,7 +223,7 @@ def _texts(options: Options, tokenizer: PreTrainedTokenizerBase) -> list[list[in
     return encoded
 
 
-def _adapted(base: str, options: Options) -> PeftModel:
+def _adapted(base: Source, options: Options) -> PeftModel:
     model = _load(base, options, quantised=options.load_in_4bit)
     if options.load_in_4bit:
         model = model.dequantize()
@@ -215,7 +233,7 @@ def _adapted(base: str, options: Options) -> PeftModel:
         return load_adapter(model, options.adapter, options.adapter_kwargs).eval()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"`{options.adapter}` is no adapter of `{base}`: {str(error).splitlines()[0]}"
+            f"`{options.adapter}` is no adapter of `{base.name}`: {str(error).splitlines()[0]}"
         ) from None
 
 
@@ -228,7 +246,7 @@ def _merged(adapted: PeftModel, options: Options) -> Any:
         ) from None
 
 
-def _load(source: str, options: Options, *, quantised: bool = False) -> Any:
+def _load(source: Source, options: Options, *, quantised: bool = False) -> Any:
     kwargs: dict[str, Any] = {"dtype": options.dtype}
     if quantised:
         from transformers import BitsAndBytesConfig
@@ -240,15 +258,16 @@ def _load(source: str, options: Options, *, quantised: bool = False) -> Any:
         )
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            source,
+            source.name,
+            revision=source.revision,
             device_map=options.device,
             trust_remote_code=options.trust_remote_code,
             **kwargs,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(not_a_model(source, error)) from None
+        raise UserError(not_a_model(source.name, error)) from None
     except ImportError as error:
-        raise UserError(f"`{source}`: {str(error).splitlines()[0]}") from None
+        raise UserError(f"`{source.name}`: {str(error).splitlines()[0]}") from None
     return model.eval()
 
 

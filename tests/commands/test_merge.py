@@ -106,9 +106,9 @@ def test_a_merged_model_that_differs_is_not_kept(
     adapter(tmp_path, base)
     load = merge._load
 
-    def tampered(source: str, *args: Any, **kwargs: Any) -> Any:
-        file = Path(source) / "model.safetensors"
-        if source != str(base):
+    def tampered(source: merge.Source, *args: Any, **kwargs: Any) -> Any:
+        file = Path(source.name) / "model.safetensors"
+        if source.name != str(base):
             weights = {name: tensor * 1.01 for name, tensor in load_file(file).items()}
             save_file(weights, file, metadata={"format": "pt"})
         return load(source, *args, **kwargs)
@@ -166,6 +166,30 @@ def test_a_folder_without_an_adapter_and_a_full_output_are_refused(base: Path, t
         main(["--adapter", str(base), "--output", str(tmp_path / "new")])
     with pytest.raises(UserError, match="exists already: name another"):
         main(["--adapter", str(adapter(tmp_path, base)), "--output", str(tmp_path)])
+
+
+def test_the_base_is_taken_at_the_revision_that_the_adapter_names(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = adapter(tmp_path, base) / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "revision": "v1"}))
+    other = shutil.copytree(base, tmp_path / "other")
+    taken: list[tuple[str, str, str]] = []
+    for auto in (merge.AutoModelForCausalLM, merge.AutoTokenizer):
+
+        def noted(source: str, *, auto: Any = auto, load: Any = auto.from_pretrained, **more: Any):
+            taken.append((auto.__name__, Path(source).name, more.get("revision", "main")))
+            return load(source, **more)
+
+        monkeypatch.setattr(auto, "from_pretrained", noted)
+    merged(tmp_path)
+    assert ("AutoModelForCausalLM", base.name, "v1") in taken
+    assert ("AutoTokenizer", base.name, "v1") in taken
+    assert {revision for _, name, revision in taken if name != base.name} == {"main"}
+    taken.clear()
+    shutil.rmtree(tmp_path / "merged")
+    merged(tmp_path, "--base", str(other))
+    assert {revision for _, _, revision in taken} == {"main"}
 
 
 def test_an_adapter_of_an_unknown_type_is_refused(base: Path, tmp_path: Path):
