@@ -43,6 +43,7 @@ from alignment.trainers.card import write_card
 from alignment.trainers.checkpoints import (
     check_origin,
     resolve,
+    sketches,
     whole_checkpoint,
 )
 from alignment.trainers.config import GroupConfig
@@ -146,13 +147,21 @@ class GroupTrainer(_BaseTrainer):
             with_values="values" in self.objective.needs,
         )
         others = load_frozen(self.objective, wanted, args)
-        frozen = None
-        if needs_reference:
-            frozen = policy.frozen_reference(ref_model, args, quantization_config)
+        frozen = (
+            policy.frozen_reference(ref_model, args, quantization_config)
+            if needs_reference
+            else None
+        )
         self.reference_name = None
         if needs_reference and args.precompute_ref_log_probs:
             memo = reference_folder(args) / "hashes.json"
             self.reference_name = policy.reference_name(ref_model, frozen, memo)
+        is_whole = not is_peft_model(policy.model)
+        self.sketches = sketches(
+            policy.model,
+            {"ref_model": None if ref_model is None else frozen, **others},
+            start_stays=needs_reference and ref_model is None and is_whole,
+        )
         models = [known for known in (policy.base, frozen, *others.values()) if known is not None]
         configs = [known.config for known in models]
         self.layout, self.layout_reason = choose_layout(args.layout, configs)
@@ -199,8 +208,7 @@ class GroupTrainer(_BaseTrainer):
             ref_model=prepare_frozen(frozen, self.accelerator),
             unwrap=self.unwrap,
             meant_to_differ=ref_model is not None,
-            reference_is_start=frozen is None
-            and (not is_peft_model(policy.model) or bool(policy.trained_beside_adapter)),
+            reference_is_start=frozen is None and (is_whole or bool(policy.trained_beside_adapter)),
             steer=functools.partial(set_preference, policy.model),
             **{name: prepare_frozen(known, self.accelerator) for name, known in others.items()},
         )

@@ -3,7 +3,8 @@
 A checkpoint is written into a folder of its own, read back, described in `checkpoint.json`, flushed
 to disk and only then renamed, so that a crash at any moment leaves the previous one as it was.
 Before one is used, its files are compared with that description, and the run with the one it came
-from: resuming gives the bits of an uninterrupted run, or is refused.
+from: data, objective, engine and models. Resuming then gives the bits of an uninterrupted run,
+unless what is compared with nothing was changed: learning rate, schedule and precision among it.
 """
 
 from __future__ import annotations
@@ -18,20 +19,23 @@ import re
 import shutil
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, is_peft_model
 from safetensors import SafetensorError
+from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from alignment.cli import UserError
+from alignment.core.scoring import model_key
 
 if TYPE_CHECKING:
     from alignment.core.reference import Groups
@@ -65,17 +69,21 @@ _WEIGHTS = re.compile(
     r"|adapter_config\.json"
 )
 _BLOCK = 1 << 22
+_SKETCHED = 16
+"""About how many values of a weight a sketch takes."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The run that a checkpoint belongs to: whatever must be the same for resuming to be exact.
+    """The run that a checkpoint belongs to: what must be the same, or is another run.
 
     Attributes:
         objective: The objective with its hyper-parameters.
         trained: `adapter` or `model`.
         engine: What holds the weights: `one process`, `ddp`, `zero-3`, `fsdp`.
         processes: How many there are.
+        models: A sketch of the weights that a checkpoint does not hold, by the key of a recipe that
+            names the model.
         groups: Groups of the training data.
         data: Fingerprint of their lengths, which the plan is made from.
         batch_size: Groups of an optimiser step.
@@ -86,6 +94,7 @@ class Origin:
     trained: str
     engine: str
     processes: int
+    models: dict[str, str]
     groups: int
     data: str
     batch_size: int
@@ -100,6 +109,7 @@ class Origin:
             trained="adapter" if is_peft_model(model) else "model",
             engine=_engine(trainer),
             processes=trainer.args.world_size,
+            models=trainer.sketches,
             groups=len(trainer.train_dataset),
             data=fingerprint_lengths(trainer.train_dataset),
             batch_size=trainer.plan.batch_size,
@@ -113,7 +123,7 @@ class Origin:
             other: The run that would resume.
             same_data: Whether the plan's position is to be taken up.
         """
-        names = ["objective", "trained", "engine", "processes"]
+        names = ["objective", "trained", "engine", "processes", "models"]
         if same_data:
             names += ["groups", "data", "batch_size", "seed"]
         name = next((n for n in names if getattr(self, n) != getattr(other, n)), None)
@@ -124,10 +134,51 @@ class Origin:
             seen = f"{was} and now {now} groups" if name == "groups" else "other rows of data"
             remedy = "give it the same data, or `ignore_data_skip: true` to begin an epoch of these"
             return f"it was trained on {seen}: {remedy}"
+        if name == "models":
+            key = next(k for k in {**was, **now} if was.get(k) != now.get(k))
+            return (
+                f"it was trained with other weights than `{key}` has here: name the model, and the "
+                "adapter, that it began with"
+            )
         what = _WORDS.get(name, name)
         option = "adapter_name_or_path" if self.trained == "adapter" else "model_name_or_path"
         remedy = f"start it as it was, or begin a new run from its weights with `{option}`"
         return f"its {what} was {was}, here it is {now}: {remedy}"
+
+
+def sketches(
+    policy: nn.Module, others: Mapping[str, nn.Module | None], *, start_stays: bool
+) -> dict[str, str]:
+    """Tells models apart by the names of their weights and a few values of each, in bfloat16.
+
+    One process answers for all; of weights that ZeRO-3 has dealt out it takes its own part.
+
+    Args:
+        policy: Before it is trained. What trains is in its checkpoints, and left out.
+        others: The frozen models, by name.
+        start_stays: What trains of the policy is taken as well, for it is the reference.
+
+    Returns:
+        By the key of a recipe that names the model.
+    """
+    answer: list[dict[str, str]] = [{}]
+    if PartialState().is_main_process:
+        own = [(n, p) for n, p in policy.named_parameters() if start_stays or not p.requires_grad]
+        answer[0]["model_name_or_path"] = _sketch(own)
+        for name, model in others.items():
+            if model is not None:
+                answer[0][model_key(name)] = _sketch(model.named_parameters())
+    broadcast_object_list(answer, from_process=0)
+    return answer[0]
+
+
+def _sketch(parameters: Iterable[tuple[str, Any]]) -> str:
+    digest = hashlib.sha256()
+    for name, parameter in parameters:
+        values = getattr(parameter, "ds_tensor", parameter).detach().flatten()
+        some = values[:: max(1, values.numel() // _SKETCHED)].to(torch.bfloat16)
+        digest.update(f"{name}:{some.tolist()}".encode())
+    return digest.hexdigest()[:16]
 
 
 def fingerprint_lengths(groups: Groups) -> str:

@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM, Trainer
 
 from alignment.cli import UserError
 from alignment.objectives.apo import APO
+from alignment.objectives.distillm2 import DistiLLM2
+from alignment.objectives.sft import SFT
 from alignment.trainers import checkpoints
 from alignment.trainers.base import GroupTrainer
 from alignment.trainers.checkpoints import MANIFEST, damage, resolve
@@ -264,8 +266,12 @@ def test_weights_alone_are_not_resumed(tmp_path: Path):
         ({"rows": pair_rows(13)[1:]}, "it was trained on other rows of data"),
         ({"per_device_train_batch_size": 2}, "its batch size was 4, here it is 2"),
         ({"seed": 1}, "its seed was 42, here it is 1"),
+        (
+            {"model": small_model(seed=1)},
+            "it was trained with other weights than `model_name_or_path` has here: name the model",
+        ),
     ],
-    ids=["objective", "part", "more", "other", "batch", "seed"],
+    ids=["objective", "part", "more", "other", "batch", "seed", "model"],
 )
 def test_a_checkpoint_of_another_run_is_refused(changes: dict[str, Any], message: str, saved: Path):
     trainer = build(saved, **SAVING, **changes)
@@ -287,6 +293,36 @@ def test_a_checkpoint_of_another_number_of_processes_is_refused_and_a_fitting_on
         trainer.train(resume_from_checkpoint="latest")
     assert "its engine was ddp, here it is one process: start it as it was" in str(caught.value)
     assert f"one that fits is {copied / 'checkpoint-2'}" in str(caught.value)
+
+
+@pytest.mark.parametrize("role", ["ref_model", "teacher_model", "model"])
+def test_another_frozen_model_than_that_of_the_checkpoint_is_refused(role: str, tmp_path: Path):
+    """A whole model is read from the checkpoint, its reference is not."""
+    changes: dict[str, Any] = {"full": True, "save_strategy": "steps", "save_steps": 2}
+    if role == "teacher_model":
+        changes["objective"] = DistiLLM2()
+    run(tmp_path, **changes, **{role: small_model(seed=1)})
+    other = build(tmp_path, **changes, **{role: small_model(seed=2)})
+    with pytest.raises(UserError, match=f"other weights than `{role}_name_or_path` has here"):
+        other.train(resume_from_checkpoint="latest")
+
+
+def test_a_checkpoint_is_resumed_in_another_precision(tmp_path: Path):
+    changes: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2}
+    run(tmp_path, **changes)
+    again = build(tmp_path, model=small_model(dtype=torch.bfloat16), **changes)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert again.state.global_step == 4
+
+
+def test_without_a_reference_a_whole_model_may_be_built_of_any_weights(tmp_path: Path):
+    """The checkpoint holds all that is trained."""
+    changes: dict[str, Any] = {"objective": SFT(), "full": True, **SAVING}
+    rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pair_rows(12)]
+    whole = run(tmp_path, rows, **changes)
+    again = build(tmp_path, rows, model=small_model(seed=1), **changes)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert torch.equal(trained_weights(again), trained_weights(whole))
 
 
 def test_other_data_are_gone_on_with_where_that_is_asked_for(copied: Path):
@@ -413,7 +449,7 @@ def test_a_fresh_adapter_may_be_saved_and_one_that_learnt_nothing_may_not(tmp_pa
     trainer.save_model()
     tensors = load_file(tmp_path / ADAPTER)
     assert not any(bool(t.any()) for name, t in tensors.items() if "lora_B" in name)
-    trainer.state.log_history.append({"learning_rate": 0.1})
+    trainer.state.log_history.append({"learning_rate": 0.1, "step": 0})
     with pytest.raises(UserError, match="still the one that changes nothing"):
         trainer.save_model()
     for name, parameter in trainer.model.named_parameters():
