@@ -103,7 +103,8 @@ class Policy:
             )
         frozen: PreTrainedModel | None
         if isinstance(ref_model, str):
-            frozen = load_model(ref_model, args, quantization_config)
+            is_policy = ref_model == self.base.config.name_or_path
+            frozen = load_model(ref_model, args, quantization_config, is_policy=is_policy)
         else:
             frozen = ref_model
         if frozen is None and not is_peft_model(self.model) and not args.precompute_ref_log_probs:
@@ -148,15 +149,25 @@ class Policy:
         return ":".join((name or _fingerprint_weights(reference), adapter, settled))
 
 
-def load_tokenizer(model: str | PreTrainedModel, args: GroupConfig) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    model: str | PreTrainedModel, args: GroupConfig, *, is_policy: bool = True
+) -> PreTrainedTokenizerBase:
     """The tokenizer that lies with a model, with the recipe's chat template.
+
+    Args:
+        model: The model, or its name.
+        args: Settings.
+        is_policy: The revision that they name is one of this model.
 
     Raises:
         UserError: There is none.
     """
     source = model if isinstance(model, str) else model.config.name_or_path
+    kwargs: dict[str, Any] = {"trust_remote_code": args.trust_remote_code}
+    if isinstance(model, str):
+        kwargs |= _revision(args, is_policy)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=args.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(source, **kwargs)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(not_a_model(source, error)) from None
     if args.chat_template_path is not None:
@@ -167,22 +178,41 @@ def load_tokenizer(model: str | PreTrainedModel, args: GroupConfig) -> PreTraine
     return tokenizer
 
 
+def _revision(args: GroupConfig, is_policy: bool) -> dict[str, str]:
+    """What `from_pretrained` is told of the revision; other models than the policy have others."""
+    named = cast("dict[str, Any]", args.model_init_kwargs or {}).get("revision")
+    return {"revision": named} if is_policy and named is not None else {}
+
+
 def load_model(
-    source: str, args: GroupConfig, quantization_config: BitsAndBytesConfig | None = None
+    source: str,
+    args: GroupConfig,
+    quantization_config: BitsAndBytesConfig | None = None,
+    *,
+    is_policy: bool = True,
 ) -> PreTrainedModel:
     """Loads a causal language model by path or Hub id.
+
+    Args:
+        source: Its name.
+        args: Settings.
+        quantization_config: Loads it in 4 or 8 bit.
+        is_policy: The revision that the settings name is one of this model.
 
     Raises:
         UserError: There is no model of that name.
     """
     kwargs = dict(cast("dict[str, Any]", args.model_init_kwargs or {}))
+    kwargs.pop("revision", None)
+    revision = _revision(args, is_policy)
+    kwargs |= revision
     kwargs.setdefault("trust_remote_code", args.trust_remote_code)
     if quantization_config is not None:
         kwargs["quantization_config"] = quantization_config
     if args.distributed_state.distributed_type in ("MULTI_GPU", "MULTI_CPU", "DEEPSPEED", "FSDP"):
         kwargs["device_map"] = None
     try:
-        AutoConfig.from_pretrained(source, trust_remote_code=args.trust_remote_code)
+        AutoConfig.from_pretrained(source, trust_remote_code=args.trust_remote_code, **revision)
         model = create_model_from_path(source, **kwargs)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(not_a_model(source, error)) from None

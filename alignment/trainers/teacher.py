@@ -99,7 +99,8 @@ def check_tokenizer(
     """
     if isinstance(given, str):
         roles = ("student" if "teacher" in need else "policy", need.replace("_", " "))
-        check_same_tokenizer(tokenizer, load_tokenizer(given, args), given, roles)
+        other = load_tokenizer(given, args, is_policy=given == tokenizer.name_or_path)
+        check_same_tokenizer(tokenizer, other, given, roles)
 
 
 def load_frozen(
@@ -124,7 +125,7 @@ def load_frozen(
 
 
 def _load(given: Model, args: GroupConfig) -> PreTrainedModel:
-    model = load_model(given, args) if isinstance(given, str) else given
+    model = load_model(given, args, is_policy=False) if isinstance(given, str) else given
     model.requires_grad_(False)
     disable_dropout(model)
     add_scored_forward(model)

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import types
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,22 @@ from transformers import BertConfig, BertModel, FalconConfig, FalconForCausalLM
 
 from alignment.cli import UserError
 from alignment.core.scoring import REFERENCE_ADAPTER
+from alignment.objectives.distillm2 import DistiLLM2
+from alignment.trainers import loading
+from alignment.trainers.base import GroupTrainer
 from alignment.trainers.loading import Policy, load_model, load_policy, load_tokenizer
-from tests.tiny import PAD_ID, tiny_model, tiny_tokenizer
-from tests.trainers.runs import build, logged, lora, run, scored, settings, small_model, whole_batch
+from tests.tiny import PAD_ID, save_tiny, tiny_model, tiny_tokenizer
+from tests.trainers.runs import (
+    build,
+    logged,
+    lora,
+    pair_rows,
+    run,
+    scored,
+    settings,
+    small_model,
+    whole_batch,
+)
 
 
 def policy(model: Any, tmp_path: Path, peft_config: Any = None, **changes: Any) -> Any:
@@ -74,6 +88,37 @@ def test_a_model_without_a_head_is_refused(tmp_path: Path):
     BertModel(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="has no language-model head"):
         load_model(str(tmp_path), settings(tmp_path))
+
+
+def test_a_revision_is_one_of_the_policy_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    loaded: list[tuple[str, str, str | None]] = []
+
+    def record(kind: str, load: Any) -> Any:
+        def recorded(source: Any, *args: Any, **kwargs: Any) -> Any:
+            loaded.append((kind, Path(source).name, kwargs.get("revision")))
+            return load(source, *args, **kwargs)
+
+        return recorded
+
+    for kind in ("AutoConfig", "AutoTokenizer"):
+        auto = getattr(loading, kind)
+        stand_in = types.SimpleNamespace(from_pretrained=record(kind, auto.from_pretrained))
+        monkeypatch.setattr(loading, kind, stand_in)
+    create = record("model", loading.create_model_from_path)
+    monkeypatch.setattr(loading, "create_model_from_path", create)
+    own, reference, teacher = (
+        str(save_tiny(tmp_path / name)) for name in ("own", "reference", "teacher")
+    )
+    args = settings(tmp_path, model_init_kwargs={"revision": "abc"})
+    GroupTrainer(own, args, pair_rows(4), ref_model=reference)
+    GroupTrainer(own, args, pair_rows(4), teacher_model=teacher, objective=DistiLLM2())
+    kinds = ("AutoConfig", "AutoTokenizer", "model")
+    expected: set[Any] = {(kind, "own", "abc") for kind in kinds}
+    expected |= {(kind, name, None) for kind in kinds for name in ("reference", "teacher")}
+    assert set(loaded) == expected
+    loaded.clear()
+    GroupTrainer(own, args, pair_rows(4), ref_model=own)
+    assert {revision for _, _, revision in loaded} == {"abc"}
 
 
 def test_a_chat_template_replaces_that_of_the_tokenizer(model_dir: Path, tmp_path: Path):
@@ -271,15 +316,15 @@ def test_weights_that_train_beside_the_adapter_need_a_reference_that_does_not_mo
     with pytest.raises(UserError, match=r"bias` trains and is no part of the adapter") as caught:
         build(tmp_path, model=tiny_model("gpt2"), **biased)
     assert "\n" not in str(caught.value)
-    stored = {"precompute_ref_log_probs": True, "ref_cache_dir": str(tmp_path / "ref")}
-    saving = {"save_strategy": "steps", "save_steps": 2}
+    stored: dict[str, Any] = {"precompute_ref_log_probs": True}
+    stored |= {"ref_cache_dir": str(tmp_path / "ref"), "save_strategy": "steps", "save_steps": 2}
     frozen, trained = (
         run(tmp_path, model=tiny_model("gpt2"), **biased, **given)
-        for given in ({"ref_model": tiny_model("gpt2")}, {**stored, **saving})
+        for given in ({"ref_model": tiny_model("gpt2")}, stored)
     )
     assert logged(trained) == pytest.approx(logged(frozen), abs=1e-5)
     shutil.rmtree(tmp_path / "ref")
-    again = build(tmp_path, model=tiny_model("gpt2"), **biased, **stored, **saving)
+    again = build(tmp_path, model=tiny_model("gpt2"), **biased, **stored)
     with pytest.raises(UserError, match="no stored reference and the policy has moved on"):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
