@@ -19,14 +19,15 @@ from alignment.stages import command_module
 FIXED = {
     "generate": (
         *("model", "prompts", "output", "base_url", "ledger", "resume", "overwrite"),
-        *("samples", "seed", "limit"),
+        *("model_revision", "samples", "seed", "limit"),
     ),
     "build": (
         *("model", "base_url", "judge_model", "judge_url"),
         *("input", "output", "ledger", "resume", "overwrite", "seed"),
     ),
     "train": (
-        *("model_name_or_path", "adapter_name_or_path", "dataset_name", "output_dir"),
+        *("model_name_or_path", "model_revision", "adapter_name_or_path"),
+        *("dataset_name", "datasets", "output_dir"),
         *("objective", "resume_from_checkpoint", "seed"),
     ),
     "evaluate": (

@@ -162,7 +162,10 @@ def test_too_few_prompts_are_told_before_any_round(words: list[str], scripted: A
     [
         (["--rounds", "0"], "`rounds` is 0; it must be at least 1"),
         (["--train", '{"output_dir": "x"}'], "`train.output_dir` is set by the loop itself"),
+        (["--train", '{"datasets": []}'], "`train.datasets` is set by the loop itself"),
+        (["--train", '{"model_revision": "v1"}'], "`train.model_revision` is set by the loop"),
         (["--generate", '{"samples": 2}'], "`generate.samples` is set by the loop itself"),
+        (["--generate", '{"model_revision": "v1"}'], "`generate.model_revision` is set by the"),
         (["--train", '{"learning_rat": 1}'], "did you mean `learning_rate`?"),
         (["--evaluate", '{"resample": 1}'], "did you mean `resamples`?"),
         (["--build", '{"judge_model": "x"}'], "`build.judge_model` is set by the loop itself"),
