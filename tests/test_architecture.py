@@ -206,7 +206,8 @@ ROOMS = (
     Room(("alignment.core.buckets",), (), ("torch",)),
     Room(("alignment.core.logps",), (), ("torch", "trl")),
     Room(("alignment.objectives", "alignment.objectives.*"), (*CONTRACT, *BY_NAME), ("torch",)),
-    Room(CONTRACT, BY_NAME, ("torch",)),
+    # What a row holds is told in the file that knows column names.
+    Room(CONTRACT, ("alignment.core.groups", *BY_NAME), ("torch",)),
     Room(
         ("data_builders.*",),
         (

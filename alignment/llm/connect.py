@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from alignment.cli import UserError, say
 from alignment.llm.calls import source_of
 from alignment.llm.engine import LLM
-from alignment.llm.fingerprint import cached_commit, identity
+from alignment.llm.fingerprint import identity
 from alignment.llm.ledger import Ledger
 from alignment.llm.lock import locked
 from alignment.llm.options import CallOptions, ShardOptions, part_of
@@ -163,7 +163,7 @@ def _dry_run(
 
 def _ledger_names(model: str, options: CallOptions) -> tuple[str, str, str]:
     """Provider, name and fingerprint of a model for this process, as its backend has them."""
-    from alignment.llm.model import PROVIDER
+    from alignment.llm.model import PROVIDER, cached_commit
 
     kind, _, name = model.rpartition(":")
     if kind in ("vllm", "comet"):

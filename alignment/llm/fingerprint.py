@@ -46,17 +46,3 @@ def identity(model: str, revision: str | None) -> tuple[str, str]:
     if not Path(model).is_dir():
         return model, revision or ""
     return Path(model).resolve().name, revision or fingerprint(model)
-
-
-def cached_commit(model: str) -> str | None:
-    """The commit of a hub id that lies in the cache here; None for anything else."""
-    if Path(model).is_dir():
-        return None
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        file = try_to_load_from_cache(model, "config.json")
-    except HFValidationError:
-        return None  # a path
-    return Path(file).parent.name if isinstance(file, str) else None

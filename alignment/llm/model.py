@@ -239,6 +239,20 @@ def load_pretrained(
     return Loaded(loaded, tokenizer, where, name, known)
 
 
+def cached_commit(model: str) -> str | None:
+    """The commit of a hub id that lies in the cache here; None for anything else."""
+    if Path(model).is_dir():
+        return None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        file = try_to_load_from_cache(model, "config.json")
+    except HFValidationError:
+        return None  # a path
+    return Path(file).parent.name if isinstance(file, str) else None
+
+
 def _weights(model: str, cls: Any, dtype: str, settings: Mapping[str, Any] | None) -> Any:
     """A model; adapters of ours are put on their base, which transformers does for peft's."""
     from transformers.utils import find_adapter_config_file

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from alignment.core.groups import Group as Group  # for methods, from one place
+from alignment.core.groups import scored_segments as scored_segments
 from alignment.core.methods import check_kinds
 from alignment.core.methods import check_range as check_range
 

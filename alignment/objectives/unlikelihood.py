@@ -9,7 +9,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from alignment.core.groups import scored_segments
 from alignment.objectives.base import (
     Group,
     GroupTerms,
@@ -18,6 +17,7 @@ from alignment.objectives.base import (
     Objective,
     ObjectiveOutput,
     check_range,
+    scored_segments,
     token_means,
     token_scores,
 )

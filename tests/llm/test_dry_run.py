@@ -10,8 +10,8 @@ from alignment.__main__ import dispatch
 from alignment.cli import UserError
 from alignment.llm.calls import source_of
 from alignment.llm.connect import connect
-from alignment.llm.fingerprint import cached_commit
 from alignment.llm.ledger import Ledger
+from alignment.llm.model import cached_commit
 from alignment.llm.options import CallOptions
 from tests.llm.server import Answer, Body, ScriptedServer, serve
 from tests.tiny import save_tiny, save_tiny_reward
