@@ -111,6 +111,8 @@ def plan_loader(groups: Groups, plan: Plan, args: GroupConfig, collate: Collate)
         batch_sampler=PlanSampler(plan, args.process_index),
         collate_fn=collate,
         num_workers=args.dataloader_num_workers,
+        prefetch_factor=args.dataloader_prefetch_factor,
+        persistent_workers=args.dataloader_persistent_workers,
     )
     # The plan has dealt the data to the processes already.
     return cast("DataLoader[Any]", prepare_data_loader(loader, num_processes=1, process_index=0))

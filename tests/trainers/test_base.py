@@ -683,3 +683,13 @@ def test_rows_that_change_the_rotations_of_others_are_told(
     build(tmp_path, model=small_model(**config), max_length=24)
     build(tmp_path)
     assert "rotations" not in caplog.text
+
+
+def test_workers_that_make_batches_are_those_of_the_settings(tmp_path: Path):
+    workers: dict[str, Any] = {"dataloader_num_workers": 1, "dataloader_prefetch_factor": 3}
+    trainer = build(tmp_path, **workers, dataloader_persistent_workers=True)
+    loader = trainer.get_train_dataloader()
+    assert (loader.prefetch_factor, loader.persistent_workers) == (3, True)
+    alone = build(tmp_path).get_train_dataloader()
+    found = [batch.input_ids for batch in loader]
+    assert all(map(torch.equal, found, (batch.input_ids for batch in alone)))
