@@ -3,8 +3,8 @@
 A checkpoint is written into a folder of its own, read back, described in `checkpoint.json`, flushed
 to disk and only then renamed, so that a crash at any moment leaves the previous one as it was.
 Before one is used, its files are compared with that description, and the run with the one it came
-from: data, objective, engine and models. Resuming then gives the bits of an uninterrupted run,
-unless what is compared with nothing was changed: learning rate, schedule and precision among it.
+from: objective, data, engine and models. Resuming then gives the bits of an uninterrupted run, as
+long as nothing else of the recipe has changed, such as learning rate, schedule or precision.
 """
 
 from __future__ import annotations
