@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import DictLoader, StrictUndefined, TemplateError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -135,13 +137,21 @@ def as_messages(prompt: Prompt) -> Sequence[Message]:
 def as_text(prompt: Prompt) -> str:
     """A prompt as text to show to a judge or a reviser.
 
-    One message is its content; of several, each begins with its role.
+    One message is its content; of several, each begins with its role. A message that says nothing
+    is the calls of tools that it makes.
     """
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1:
-        return str(prompt[0]["content"])
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+        return _said(prompt[0])
+    return "\n\n".join(f"{message['role']}: {_said(message)}" for message in prompt)
+
+
+def _said(message: Mapping[str, Any]) -> str:
+    said = message.get("content")
+    if said is None and message.get("tool_calls"):
+        return json.dumps(message["tool_calls"], ensure_ascii=False)
+    return str(said or "")
 
 
 def shorten(value: object, length: int = 100) -> str:

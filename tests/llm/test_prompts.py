@@ -103,3 +103,5 @@ def test_messages_as_text_name_their_roles_where_there_are_several():
     user, assistant = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
     assert as_text([user]) == as_text("q") == "q"
     assert as_text([user, assistant, user]) == "user: q\n\nassistant: a\n\nuser: q"
+    calling = {"role": "assistant", "content": None, "tool_calls": [{"name": "é"}]}
+    assert as_text([user, calling]) == 'user: q\n\nassistant: [{"name": "é"}]'
