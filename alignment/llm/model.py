@@ -254,7 +254,7 @@ def cached_commit(model: str) -> str | None:
 
 
 def _weights(model: str, cls: Any, dtype: str, settings: Mapping[str, Any] | None) -> Any:
-    """A model; adapters of ours are put on their base, which transformers does for peft's."""
+    """A model; transformers puts peft's adapters on the newest revision of their base alone."""
     from transformers.utils import find_adapter_config_file
 
     if find_adapter_config_file(model) is None:
@@ -264,12 +264,13 @@ def _weights(model: str, cls: Any, dtype: str, settings: Mapping[str, Any] | Non
     from alignment.adapters.base import AdapterConfig, load_adapter, read_settings
 
     config = read_settings(model)
-    if not isinstance(config, AdapterConfig) and not settings:
+    if not (isinstance(config, AdapterConfig) or settings or config.revision):
         return cls.from_pretrained(model, dtype=dtype)
     base = config.base_model_name_or_path
     if not base:
         raise UserError(f"the adapter {model} does not name its base model")
-    return load_adapter(cls.from_pretrained(base, dtype=dtype), model, settings)
+    loaded = cls.from_pretrained(base, dtype=dtype, revision=config.revision or "main")
+    return load_adapter(loaded, model, settings)
 
 
 class LocalModel:

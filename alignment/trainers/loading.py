@@ -329,7 +329,7 @@ def _with_adapter(policy: PreTrainedModel, args: GroupConfig, config: PeftConfig
         policy, "is_loaded_in_8bit", False
     )
     _check_targets(policy, config)
-    kwargs: dict[str, Any] = {}
+    kwargs: dict[str, Any] = _revision(args, is_policy=True)  # the adapter's file names its base
     if _zero_stage(args) == 3 and not quantised:
         # ZeRO-3 gathers adapters in one buffer and wants them in the precision of the base model.
         kwargs["autocast_adapter_dtype"] = False

@@ -7,9 +7,11 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignment.cli import UserError
@@ -22,6 +24,7 @@ from alignment.llm.pacing import Limits
 from alignment.llm.protocol import CallError, Message, Reply, Request, Sampling
 from alignment.llm.reward import RewardBackend
 from tests.tiny import save_tiny, save_tiny_reward, tiny_tokenizer
+from tests.trainers.runs import lora
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +184,26 @@ def test_a_conversation_that_the_template_refuses_is_a_failed_call(tmp_path: Pat
     backend = RewardBackend(str(folder), "cpu")
     with pytest.raises(CallError, match=told):
         asyncio.run(backend.ask(Request("reward", user("hello"))))
+
+
+def test_an_adapter_stands_on_the_revision_of_its_base_that_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    base = save_tiny(tmp_path / "base")
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora(), revision="abc")
+    adapted.save_pretrained(tmp_path / "adapter")
+    tiny_tokenizer().save_pretrained(tmp_path / "adapter")
+    load, asked = AutoModelForCausalLM.from_pretrained, list[Any]()
+
+    def noted(source: Any, **more: Any) -> Any:
+        asked.append((source, more.get("revision")))
+        return load(source, **more)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", noted)
+    local = LocalModel(str(tmp_path / "adapter"), "cpu")
+    assert asked == [(str(base), "abc")]
+    request = Request("complete", "the user", sampling=Sampling(0.0, max_tokens=3))
+    assert local.answer([local.encode(request)])[0].completion_tokens == 3
 
 
 def test_half_of_a_surrogate_pair_is_a_failed_call(local: LocalModel):

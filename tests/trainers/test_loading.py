@@ -117,8 +117,9 @@ def test_a_revision_is_one_of_the_policy_alone(tmp_path: Path, monkeypatch: pyte
     expected |= {(kind, name, None) for kind in kinds for name in ("reference", "teacher")}
     assert set(loaded) == expected
     loaded.clear()
-    GroupTrainer(own, args, pair_rows(4), ref_model=own)
+    adapted = GroupTrainer(own, args, pair_rows(4), ref_model=own, peft_config=lora())
     assert {revision for _, _, revision in loaded} == {"abc"}
+    assert adapted.model.peft_config["default"].revision == "abc"  # for who loads the adapter
 
 
 def test_a_chat_template_replaces_that_of_the_tokenizer(model_dir: Path, tmp_path: Path):
