@@ -38,6 +38,9 @@ UNNEEDED = {
     "eval_packing": "nothing is padded here",
     "packing": "groups stand in one row, and none sees another",
     "use_flash_attention_2": "attention works span by span through SDPA, without padding",
+    "include_num_input_tokens_seen": "tokens are counted anyway, as `num_tokens`",
+    "auto_find_batch_size": "`max_tokens_per_batch` bounds a pass, and is halved where memory ends",
+    "train_sampling_strategy": "each pass is dealt groups of balanced cost",
     "force_use_ref_model": "a reference is loaded where the objective needs one",
 }
 """Keys without effect on what is learnt, and why they can go."""
@@ -47,6 +50,7 @@ LOST = {
     "max_completion_length": "`max_length` bounds prompt and response together",
     "max_target_length": "it is for encoder-decoder models",
     "label_smoothing": "this objective has none; in TRL 1.16 it acts in `robust` and `exo_pair`",
+    "label_smoothing_factor": "`objective_kwargs` smooth labels where the objective does",
     "ld_alpha": "the loss differs: long responses are not weighed down",
     "f_divergence_type": "the loss differs where it is not reverse_kl, which is that of DPO",
     "f_alpha_divergence_coef": "see `f_divergence_type`",
@@ -77,7 +81,7 @@ LOST = {
 """Keys without a counterpart, and the remedy."""
 
 _OFF = {
-    **dict.fromkeys(("label_smoothing", "router_aux_loss_coef"), 0.0),
+    **dict.fromkeys(("label_smoothing", "label_smoothing_factor", "router_aux_loss_coef"), 0.0),
     **dict.fromkeys(("use_weighting", "reference_free", "sync_ref_model", "gradual_beta"), False),
     **dict.fromkeys(("generate_during_eval", "assistant_only_loss"), False),
     "f_divergence_type": "reverse_kl",
