@@ -169,6 +169,10 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **kwargs)
     except (OSError, ValueError, KeyError) as error:
+        if (Path(source) / "config.json").is_file():
+            raise UserError(
+                f"`{source}` holds no tokenizer that can be read: save that of the model there"
+            ) from None
         raise UserError(not_a_model(source, error)) from None
     if args.chat_template_path is not None:
         path = Path(args.chat_template_path)

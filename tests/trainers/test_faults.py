@@ -15,7 +15,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from alignment.launch import ROOT
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, tiny_tokenizer
 from tests.trainers.runs import pair_rows
 
 pytestmark = pytest.mark.slow
@@ -80,6 +80,7 @@ def command(*words: str) -> list[str]:
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["policy", "reference"])
 def test_a_weight_that_is_no_number_is_named(frozen: bool, model: Path, tmp_path: Path):
+    tiny_tokenizer().save_pretrained(tmp_path / "broken")
     broken = AutoModelForCausalLM.from_pretrained(model)
     broken.model.layers[0].mlp.up_proj.weight.data[3, 5] = math.nan
     broken.save_pretrained(tmp_path / "broken" if frozen else model)

@@ -90,6 +90,12 @@ def test_a_model_without_a_head_is_refused(tmp_path: Path):
         load_model(str(tmp_path), settings(tmp_path))
 
 
+def test_a_model_without_its_tokenizer_is_told(tmp_path: Path):
+    small_model().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"holds no tokenizer that can be read: save that of"):
+        load_tokenizer(str(tmp_path), settings(tmp_path))
+
+
 def test_a_revision_is_one_of_the_policy_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     loaded: list[tuple[str, str, str | None]] = []
 
