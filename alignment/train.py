@@ -170,9 +170,11 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
         # As TRL's parser does with the file that it reads.
         os.environ.update({key: str(value) for key, value in dict(config.pop("env", {})).items()})
         parser.set_defaults_with_config(**config)
-        return Recipe(*parser.parse_args_into_dataclasses(args=words))
+        recipe = Recipe(*parser.parse_args_into_dataclasses(args=words))
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(str(error)) from None
+    recipe.training.model_init_kwargs = model_init_kwargs(recipe)
+    return recipe
 
 
 def _from_files(argv: Sequence[str], known: set[str]) -> tuple[dict[str, Any], list[str]]:
@@ -262,7 +264,6 @@ def build_trainer(recipe: Recipe, *, keep_rejects: bool = True) -> GroupTrainer:
     _report_data(train, evaluation)
     if keep_rejects and PartialState().is_main_process:
         _write_rejects(train, evaluation, Path(args.output_dir))
-    args.model_init_kwargs = model_init_kwargs(recipe)
     policy: Any = model.model_name_or_path
     try:
         if recipe.data.adapter_name_or_path is not None:

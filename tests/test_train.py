@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignment.cli import UserError
-from alignment.train import main, parse_recipe
+from alignment.train import build_trainer, main, parse_recipe
 from alignment.trainers.base import GroupTrainer
 from tests.tiny import CHAT_TEMPLATE, EOS, save_tiny, tiny_tokenizer
 
@@ -408,6 +408,20 @@ def test_what_lies_behind_a_refusal_is_shown_where_that_is_asked_for(
     assert "Traceback" not in caplog.text
     refusal(recipe(**changes, log_level="debug"))
     assert "Traceback" in caplog.text
+
+
+def test_data_are_read_by_the_tokenizer_of_the_revision(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+):
+    load, asked = AutoTokenizer.from_pretrained, list[Any]()
+
+    def noted(source: Any, **more: Any) -> Any:
+        asked.append(more.get("revision"))
+        return load(source, **more)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", noted)
+    build_trainer(parse_recipe(recipe(model_revision="v1")))
+    assert set(asked) == {"v1"}
 
 
 def test_an_error_of_a_step_keeps_its_traceback(recipe: Recipe, monkeypatch: pytest.MonkeyPatch):

@@ -46,7 +46,6 @@ from alignment.train import (
     Recipe,
     fresh_adapter,
     frozen_of,
-    model_init_kwargs,
     objective_of,
     parse_recipe,
     prepare_data,
@@ -152,7 +151,6 @@ def estimate(recipe: Recipe, options: Options) -> dict[str, Any]:
         args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
     )
     train, _ = prepare_data(recipe)
-    args.model_init_kwargs = model_init_kwargs(recipe)
     models = _models(recipe)
     named = [models.base, *models.frozen.values()]
     layout, reason = choose_layout(args.layout, [model.config for model in named])
