@@ -29,6 +29,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import pad
 
+from alignment.core.groups import Group
 from alignment.core.packing import TokenGroup
 from alignment.data import GroupDataset
 from alignment.objectives.apo import APO
@@ -224,8 +225,16 @@ def _adapter(shape: Shape) -> LoraConfig:
     )
 
 
-GROUP_LOSS = NCA(beta=0.1, tau=0.3)
-"""For more than two responses; at this temperature every one of them counts."""
+@dataclass(frozen=True)
+class AnyNumber(NCA):
+    """NCA that also takes one response, which teaches it nothing and costs as much."""
+
+    def misfit(self, group: Group) -> None:
+        """No row."""
+
+
+GROUP_LOSS = AnyNumber(beta=0.1, tau=0.3)
+"""For any number of responses but two; at this temperature every one of them counts."""
 
 
 class PaddedPairs(DPOTrainer):

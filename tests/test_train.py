@@ -22,6 +22,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from alignment.cli import UserError
 from alignment.train import build_trainer, main, parse_recipe
@@ -403,11 +404,16 @@ def test_settings_that_a_library_refuses_when_training_begins_are_told_in_one_li
 def test_what_lies_behind_a_refusal_is_shown_where_that_is_asked_for(
     recipe: Recipe, caplog: pytest.LogCaptureFixture
 ):
-    changes = {"optim": "galore_adamw"}
-    refusal(recipe(**changes))
-    assert "Traceback" not in caplog.text
-    refusal(recipe(**changes, log_level="debug"))
-    assert "Traceback" in caplog.text
+    changes, logger = {"optim": "galore_adamw"}, logging.getLogger("alignment")
+    level, verbosity = logger.level, transformers_logging.get_verbosity()
+    try:
+        refusal(recipe(**changes))
+        assert "Traceback" not in caplog.text
+        refusal(recipe(**changes, log_level="debug"))
+        assert "Traceback" in caplog.text
+    finally:
+        logger.setLevel(level)
+        transformers_logging.set_verbosity(verbosity)
 
 
 def test_data_are_read_by_the_tokenizer_of_the_revision(

@@ -85,15 +85,15 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bits(
     prompts(tmp_path)
     generate(options(tmp_path, model_dir, name="whole.jsonl"))
     asked: list[int] = []
-    answer = LocalModel.answer
+    write = LocalModel.write
 
-    def interrupted(self: LocalModel, batch: Any) -> Any:
+    def interrupted(self: LocalModel, batch: Any, *guide: Any) -> Any:
         asked.append(len(batch))
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return answer(self, batch)
+        return write(self, batch, *guide)
 
-    monkeypatch.setattr(LocalModel, "answer", interrupted)
+    monkeypatch.setattr(LocalModel, "write", interrupted)
     with pytest.raises(Stopped, match=r"interrupted: 5 of 11 rows are missing in .*out\.jsonl; "):
         generate(options(tmp_path, model_dir))
     whole = (tmp_path / "whole.jsonl").read_bytes().splitlines()
@@ -131,7 +131,7 @@ def test_an_output_that_exists_is_refused_and_a_finished_one_is_left_alone(
     generate(options(tmp_path, model_dir))
     with pytest.raises(UserError, match=r"out\.jsonl exists"):
         generate(options(tmp_path, model_dir))
-    monkeypatch.setattr(LocalModel, "answer", lambda *_: 1 / 0)
+    monkeypatch.setattr(LocalModel, "write", lambda *_: 1 / 0)
     assert generate(options(tmp_path, model_dir, "--resume")).kept == 11
 
 

@@ -202,7 +202,7 @@ def test_what_cannot_be_contrasted_is_told_before_anything_is_generated(
     message: str,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(LocalModel, "answer", lambda *_: 1 / 0)
+    monkeypatch.setattr(LocalModel, "write", lambda *_: 1 / 0)
     with pytest.raises(UserError, match=message.replace("?", r"\?")) as caught:
         run(work, model_dir, **settings)
     assert "\n" not in str(caught.value)

@@ -87,14 +87,14 @@ def name_of(folder: Path) -> str:
 def note_draws() -> None:
     """Keeps a record of every prompt that a model in this process answers."""
     model_type: Any = LocalModel
-    answer = LocalModel.answer
+    write = LocalModel.write
 
-    def noted(this: LocalModel, batch: Any) -> Any:
+    def noted(this: LocalModel, batch: Any, *guide: Any) -> Any:
         for encoded in batch:
             note(f"draw {this.fingerprint} {encoded.request.canonical().hex()}")
-        return answer(this, batch)
+        return write(this, batch, *guide)
 
-    model_type.answer = noted
+    model_type.write = noted
 
 
 def start(config: str, output: Path, stage: str | None) -> int:
