@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _ELSEWHERE = ("program:", "scorer:")
 """Beginnings of names of what takes no weights in this process."""
+_HERE = ("vllm", "reward", "comet")
+"""Kinds of models for this process that are said before a colon."""
 _PATIENCE = 60.0
 """Seconds in which a worker whose machine was given up may find out and end."""
 
@@ -149,7 +151,7 @@ def _dry_run(
 ) -> LLM:
     from alignment.llm.dry_run import DryRun, Unasked
 
-    name = model.removeprefix("vllm:").removeprefix("reward:")
+    kind, name = _kind_of(model)
     tokens_of = None
     if Path(name).is_dir():
         from alignment.llm.model import token_counter
@@ -158,14 +160,19 @@ def _dry_run(
     if base_url is not None or model.startswith(_ELSEWHERE):
         return DryRun(_backend(model, base_url, options), ledger, limits, tokens_of)
     # Nothing is loaded that takes long.
-    return DryRun(Unasked(*_ledger_names(model, options)), ledger, limits, tokens_of)
+    return DryRun(Unasked(*_ledger_names(kind, name, options)), ledger, limits, tokens_of)
 
 
-def _ledger_names(model: str, options: CallOptions) -> tuple[str, str, str]:
+def _kind_of(model: str) -> tuple[str, str]:
+    """`reward` and `FOLDER` of `reward:FOLDER`; no kind where a name merely holds a colon."""
+    kind, _, name = model.partition(":")
+    return (kind, name) if kind in _HERE else ("", model)
+
+
+def _ledger_names(kind: str, name: str, options: CallOptions) -> tuple[str, str, str]:
     """Provider, name and fingerprint of a model for this process, as its backend has them."""
     from alignment.llm.model import PROVIDER, cached_commit
 
-    kind, _, name = model.rpartition(":")
     if kind in ("vllm", "comet"):
         return kind, *identity(name, options.model_revision)
     return f"{PROVIDER} {kind}".strip(), *identity(name, cached_commit(name))

@@ -220,7 +220,7 @@ def test_rows_that_a_model_here_has_answered_are_not_counted(
 @pytest.mark.parametrize("kind", ["", "reward:"])
 def test_a_dry_run_looks_under_the_names_of_the_run(kind: str, tmp_path: Path):
     """Those of the backend, also where a revision is named that it does not read."""
-    folder = save_tiny_reward(tmp_path) if kind else save_tiny(tmp_path)
+    folder = (save_tiny_reward if kind else save_tiny)(tmp_path / "a:b")
     settings = [
         CallOptions(device="cpu", model_revision="v1", dry_run=dry) for dry in (False, True)
     ]
