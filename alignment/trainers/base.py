@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -166,9 +165,9 @@ class GroupTrainer(_BaseTrainer):
         configs = [known.config for known in models]
         self.layout, self.layout_reason = choose_layout(args.layout, configs)
         splits = eval_groups.values() if isinstance(eval_groups, dict) else [eval_groups]
-        sets = [train_groups, *filter(None, splits)]
-        for groups, config in itertools.product(sets, configs):
-            check_ids(groups, tokenizer, config)
+        smallest = min(configs, key=lambda config: config.get_text_config().vocab_size)
+        for groups in filter(None, [train_groups, *splits]):
+            check_ids(groups, tokenizer, smallest)
         for config in configs:
             warn_of_rotations(train_groups, config)
         self.plan = plan_run(train_groups, args, self.layout)
