@@ -11,7 +11,7 @@ import sys
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -225,6 +225,7 @@ def run(
     main: Callable[[list[str]], Any],
     argv: Sequence[str] | None = None,
     tell: Callable[[str, int], None] = print_error,
+    leave: Callable[[int], NoReturn] = sys.exit,
 ) -> None:
     """Calls a command's `main` and ends the process: 0, or one line about what to mend and 2.
 
@@ -234,10 +235,11 @@ def run(
         main: Takes the words after the command.
         argv: Those words; the process's own by default.
         tell: What is done with the line, and with what the process ends.
+        leave: Ends the process with a status.
     """
     try:
         main(list(sys.argv[1:] if argv is None else argv))
-        sys.exit(0)
+        leave(0)
     except UserError as error:
         message, status = str(error), error.status
     except OSError as error:
@@ -246,7 +248,7 @@ def run(
     except KeyboardInterrupt:
         message, status = "interrupted", 130
     tell(message, status)
-    sys.exit(status)
+    leave(status)
 
 
 def quieten() -> None:

@@ -238,6 +238,34 @@ def test_a_process_that_lost_its_peers_waits_for_the_launcher(
     assert len(waited) == 1
 
 
+ENDING = """
+import atexit, sys
+from alignment import launch
+
+class Kept:
+    def __del__(self):
+        sys.stderr.write("taken down")
+
+kept = Kept()
+atexit.register(sys.stderr.write, "handled, ")
+sys.stdout.write("written")
+launch.leave(3)
+"""
+
+
+@pytest.mark.parametrize(("processes", "said"), [("1", "handled, taken down"), ("2", "handled, ")])
+def test_a_process_of_several_ends_while_its_interpreter_is_up(processes: str, said: str):
+    """A thread of gloo that lets go of a tensor later would abort it."""
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING],
+        cwd=ROOT,
+        env={**os.environ, "WORLD_SIZE": processes},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3, "written", said)
+
+
 @pytest.mark.slow
 def test_a_fault_that_all_processes_meet_is_told_in_one_line(tmp_path: Path, model_dir: Path):
     words = ["--launcher", "ddp", "--processes", "2", "--config", RECIPE]

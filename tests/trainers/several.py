@@ -7,8 +7,8 @@ Starting processes takes most of the time of a tiny run, so tests share one star
 
 from __future__ import annotations
 
-import sys
-
+from alignment import launch
+from alignment.cli import run
 from alignment.train import main
 
 from accelerate import Accelerator  # isort: skip - after what silences it
@@ -28,4 +28,4 @@ def train_all(recipes: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    train_all(sys.argv[1:])
+    run(train_all, leave=launch.leave)
