@@ -8,10 +8,8 @@ with its transient buffers and those of the chunks of the vocabulary.
 
 from __future__ import annotations
 
-import gc
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -80,14 +78,14 @@ class Footprint:
     head_operations: int
 
 
-_SLACK = 1.03
-"""How far bytes may rise before what is no longer in use is taken off them."""
+class Trace(TorchDispatchMode):
+    """Counts operations, and the bytes of all storages that they make, from making to freeing.
 
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make, from making to freeing.
+    torch's `FlopCounterMode` lends the formulas alone: its hooks on modules keep what checkpointing
+    computes anew until the garbage is collected.
 
     Attributes:
+        operations: Floating-point operations so far.
         live: Bytes now.
         peak: Bytes at most, since the last `restart`.
         gradients: Those of `live` that are gradients of weights.
@@ -96,7 +94,8 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self, ignored: list[Tensor]) -> None:
         super().__init__()
-        self.live = self.peak = self.gradients = self.gradients_at_peak = self._collected = 0
+        self.operations = self.live = self.peak = self.gradients = self.gradients_at_peak = 0
+        self._formulas = FlopCounterMode(display=False, custom_mapping=UNCOUNTED).flop_registry
         self._seen: dict[int, Any] = {
             id(storage): storage for storage in (tensor.untyped_storage() for tensor in ignored)
         }
@@ -106,7 +105,11 @@ class LiveBytes(TorchDispatchMode):
         self.peak, self.gradients_at_peak = self.live, self.gradients
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        formula = self._formulas.get(func._overloadpacket)
+        if formula is not None:
+            self.operations += formula(*args, **kwargs, out_val=result)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self.add(leaf)
@@ -125,10 +128,6 @@ class LiveBytes(TorchDispatchMode):
 
         self._seen[key] = weakref.ref(storage, freed)
         self.live += size
-        if self.live > _SLACK * self._collected:
-            # Fake tensors that checkpointing computes anew hang in cycles; real ones do not.
-            gc.collect()
-            self._collected = self.live
         if self.live > self.peak:
             self.restart()
 
@@ -186,28 +185,27 @@ def trace_step(  # noqa: PLR0913 - everything a step depends on
     if args.precompute_ref_log_probs and "reference" in objective.needs:
         batch = replace(batch, ref_logps=torch.zeros(batch.targets.shape))
     ignored = [t for model in (policy, *extra) for t in (*model.parameters(), *model.buffers())]
-    live = LiveBytes(ignored)
+    trace = Trace(ignored)
     if accumulating:
         for weight in trained:
             weight.grad = torch.empty_like(weight)
-            live.gradients += weight.nbytes
-            live.add(weight.grad)
+            trace.gradients += weight.nbytes
+            trace.add(weight.grad)
     else:
-        _watch_gradients(trained, live)
-    counter = FlopCounterMode(display=False, custom_mapping=UNCOUNTED)
-    head = _HeadWatch(active_head(models.base), live, counter)
+        _watch_gradients(trained, trace)
+    head = _HeadWatch(active_head(models.base), trace)
     dtype = torch.bfloat16 if args.bf16 else torch.float16
-    with _quick_collection(), counter, live:
+    with trace:
         with torch.autocast("cpu", dtype, enabled=bool(args.bf16 or args.fp16)):
             terms = scorer(policy, batch)
         if terms.divergences is None or terms.logps.requires_grad:
             loss = terms.logps.sum()
         else:
             loss = terms.divergences.sum()
-        highest = (live.peak, live.gradients_at_peak)
-        live.restart()
+        highest = (trace.peak, trace.gradients_at_peak)
+        trace.restart()
         loss.backward()
-        highest = max(highest, (live.peak, live.gradients_at_peak))
+        highest = max(highest, (trace.peak, trace.gradients_at_peak))
     first, kept, at_head = head.marks[-3:]
     return Footprint(
         weights=sum(
@@ -218,11 +216,11 @@ def trace_step(  # noqa: PLR0913 - everything a step depends on
         copies=sum(_stored(*own, models.bits) for model in extra for own in _own(model)),
         largest=_largest(policy, models.bits),
         gradients=sum(weight.nbytes for weight in trained),
-        kept=kept - (live.gradients if accumulating else 0),
+        kept=kept - (trace.gradients if accumulating else 0),
         head=at_head - kept,
         peak=max(highest[0], first),
         gradients_at_peak=highest[1],
-        operations=counter.get_total_flops(),
+        operations=trace.operations,
         head_operations=head.operations,
     )
 
@@ -344,38 +342,27 @@ class _HeadWatch:
         operations: Floating-point operations.
     """
 
-    def __init__(self, head: nn.Module, live: LiveBytes, counter: FlopCounterMode) -> None:
+    def __init__(self, head: nn.Module, trace: Trace) -> None:
         self.marks: list[int] = []
         self.operations = 0
-        self._live, self._counter = live, counter
+        self._trace = trace
         head.register_forward_pre_hook(self._begin)
         head.register_forward_hook(self._end)
 
     def _begin(self, *_: Any) -> None:
-        self.operations -= self._counter.get_total_flops()
+        self.operations -= self._trace.operations
         if torch.is_grad_enabled():
-            self.marks.extend((self._live.peak, self._live.live))
-            self._live.restart()
+            self.marks.extend((self._trace.peak, self._trace.live))
+            self._trace.restart()
 
     def _end(self, *_: Any) -> None:
-        self.operations += self._counter.get_total_flops()
-        self.marks.append(self._live.peak)
+        self.operations += self._trace.operations
+        self.marks.append(self._trace.peak)
 
 
-@contextmanager
-def _quick_collection() -> Iterator[None]:
-    """Lets the garbage collector look at what is made from here on alone."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-def _watch_gradients(trained: list[nn.Parameter], live: LiveBytes) -> None:
+def _watch_gradients(trained: list[nn.Parameter], trace: Trace) -> None:
     def arrived(weight: Tensor) -> None:
-        live.gradients += weight.nbytes
+        trace.gradients += weight.nbytes
 
     for weight in trained:
         weight.register_post_accumulate_grad_hook(arrived)

@@ -10,7 +10,7 @@ from alignment.cli import UserError
 from alignment.core.packing import TokenGroup, pack
 from alignment.objectives import load_objective
 from alignment.trainers.config import GroupConfig
-from alignment.trainers.footprint import Footprint, LiveBytes, build_models, trace_step
+from alignment.trainers.footprint import Footprint, Trace, build_models, trace_step
 from alignment.trainers.teacher import Frozen
 from tests.tiny import save_tiny
 
@@ -46,25 +46,25 @@ def footprint(  # noqa: PLR0913
 
 def test_bytes_count_from_making_to_freeing():
     """250 float32 are 1000 bytes; a view is none; at most two such tensors live together."""
-    live = LiveBytes([])
-    with live:
+    trace = Trace([])
+    with trace:
         first = torch.zeros(250)
         view = first[10:]
         second = first + 1
-        assert live.live == live.peak == 2000
+        assert trace.live == trace.peak == 2000
         del first, view
-        assert live.live == 1000
+        assert trace.live == 1000
         del second
-    assert (live.live, live.peak) == (0, 2000)
+    assert (trace.live, trace.peak) == (0, 2000)
 
 
 def test_weights_that_are_there_already_do_not_count():
     weight = torch.zeros(250)
-    live = LiveBytes([weight])
-    with live:
+    trace = Trace([weight])
+    with trace:
         turned = weight.view(25, 10).T
     assert turned.shape == (10, 25)
-    assert live.peak == 0
+    assert trace.peak == 0
 
 
 def test_an_adapter_trains_and_the_model_does_not(model_dir: Path):
