@@ -186,7 +186,15 @@ def estimate(recipe: Recipe, options: Options) -> dict[str, Any]:
         groups = [train[index] for index in members]
         rank = recipe.model.lora_r if recipe.model.use_peft else None
         dtype = torch.bfloat16 if args.bf16 else models.base.dtype
-        speed = measured_speed(models.base.config, groups, rank, dtype, args.device)
+        speed = measured_speed(
+            models.base.config,
+            groups,
+            rank,
+            dtype,
+            args.device,
+            with_reference="reference" in objective_of(recipe).needs
+            and not args.precompute_ref_log_probs,
+        )
     seconds = speed.seconds(operations, in_head)
     return {
         "groups": len(train),

@@ -3,18 +3,19 @@
 A matrix product alone says little of a step, in which narrow products, attention, softmax and
 element-wise work run far below its speed. So layers of the model's widths, with an adapter of the
 recipe's rank, run forward and backward on groups of the recipe's lengths, as training runs them,
-and so does the head on a part of the vocabulary.
+and so does the head on a part of the vocabulary; both run as a reference, too, where a step does.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -29,8 +30,8 @@ _LAYERS, _VOCABULARY = 2, 128
 _OPERATIONS = 1e12
 """Of one timed pass, at most, as far as whole groups allow."""
 
-_RUNS, _SECONDS = 3, 1.0
-"""How often a pass is repeated at least, and for how long."""
+_SECONDS = 2.0
+"""For how long a pass is repeated."""
 
 
 class Speed(NamedTuple):
@@ -49,8 +50,14 @@ class Speed(NamedTuple):
         return (operations - head) / self.layers + head / self.head
 
 
-def measured_speed(
-    config: Any, groups: Sequence[TokenGroup], rank: int | None, dtype: torch.dtype, device: Any
+def measured_speed(  # noqa: PLR0913 - everything a speed depends on
+    config: Any,
+    groups: Sequence[TokenGroup],
+    rank: int | None,
+    dtype: torch.dtype,
+    device: Any,
+    *,
+    with_reference: bool,
 ) -> Speed:
     """The speed of this machine for a model of some widths.
 
@@ -60,6 +67,7 @@ def measured_speed(
         rank: Of the adapter; None where all weights train.
         dtype: That forward passes compute in.
         device: Where they run.
+        with_reference: A step computes its reference.
     """
     text = config.get_text_config()
     model = _model(text, rank, dtype, device)
@@ -67,10 +75,13 @@ def measured_speed(
     batch = _batch(groups, _OPERATIONS / (6 * layers)).to(device)
 
     def run() -> None:
+        if with_reference:
+            with torch.no_grad(), nullcontext() if rank is None else model.disable_adapter():
+                policy_logps(model, batch)
         policy_logps(model, batch).sum().backward()
 
-    head = _head_speed(text, batch.targets.numel(), dtype, device)
-    return Speed(_count(run) / _best_time(run), head)
+    head = _head_speed(text, batch.targets.numel(), dtype, device, with_reference=with_reference)
+    return Speed(_count(run) / _usual_time(run), head)
 
 
 def _model(text: Any, rank: int | None, dtype: torch.dtype, device: Any) -> Any:
@@ -112,7 +123,9 @@ def _batch(groups: Sequence[TokenGroup], tokens: float) -> PackedBatch:
     return replace(batch, input_ids=ids, targets=targets)
 
 
-def _head_speed(text: Any, scored: int, dtype: torch.dtype, device: Any) -> float:
+def _head_speed(
+    text: Any, scored: int, dtype: torch.dtype, device: Any, *, with_reference: bool
+) -> float:
     rows, width = min(scored, 512), int(text.hidden_size)
     entries = max(256, min(int(text.vocab_size), int(_OPERATIONS / (4 * rows * width))))
     # Scaled as trained ones are: far larger logits make denormal probabilities, which are slow.
@@ -120,10 +133,12 @@ def _head_speed(text: Any, scored: int, dtype: torch.dtype, device: Any) -> floa
     hidden = torch.randn(rows, width, dtype=dtype, device=device, requires_grad=True)
     targets = torch.randint(entries, (rows,), device=device)
 
-    def run() -> Tensor:
-        return token_logps(hidden, weight, targets)
+    def run() -> None:
+        if with_reference:
+            token_logps(hidden.detach(), weight, targets)
+        token_logps(hidden, weight, targets)
 
-    return _count(run) / _best_time(run)
+    return _count(run) / _usual_time(run)
 
 
 def _count(run: Callable[[], Any]) -> int:
@@ -133,14 +148,14 @@ def _count(run: Callable[[], Any]) -> int:
     return int(counter.get_total_flops())
 
 
-def _best_time(run: Callable[[], Any]) -> float:
-    """Seconds of the fastest run of some, of which one alone may have been disturbed."""
+def _usual_time(run: Callable[[], Any]) -> float:
+    """Seconds of a run, by the median of those that fit into some time; at least one does."""
     seconds: list[float] = []
     until = time.perf_counter() + _SECONDS
-    while len(seconds) < _RUNS or time.perf_counter() < until:
+    while not seconds or time.perf_counter() < until:
         start = time.perf_counter()
         run()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return median(seconds)

@@ -22,9 +22,12 @@ def test_any_model_has_a_speed(monkeypatch: pytest.MonkeyPatch, family: str, ran
     """Ids beyond the vocabulary of the timed model are no obstacle."""
     monkeypatch.setattr(speed, "_SECONDS", 0.0)
     device = torch.device("cpu")
-    found = measured_speed(tiny_config(family), GROUPS, rank, torch.float32, device)
-    assert found.layers > 0
-    assert found.head > 0
+    for with_reference in (True, False):
+        found = measured_speed(
+            tiny_config(family), GROUPS, rank, torch.float32, device, with_reference=with_reference
+        )
+        assert found.layers > 0
+        assert found.head > 0
 
 
 def test_groups_are_taken_up_to_a_bound_and_never_none():
