@@ -47,18 +47,29 @@ def release() -> None:
     ctypes.CDLL(None).malloc_trim(0)
 
 
-def reset_peak(device: str) -> float:
-    """Forgets the high-water mark; returns the level of memory in bytes."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return float(torch.cuda.memory_allocated())
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
+class Growth:
+    """Peak memory since it was made, above the level then.
 
+    On a CPU pages of mapped files that were read since do not count, such as those of libraries.
 
-def peak(device: str) -> float:
-    """The high-water mark in bytes."""
-    return float(torch.cuda.max_memory_allocated()) if device == "cuda" else _status("VmHWM")
+    Args:
+        device: `cpu` or `cuda`.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        self._cuda = device == "cuda"
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self._level = float(torch.cuda.memory_allocated())
+        else:
+            Path("/proc/self/clear_refs").write_text("5")
+            self._level = _status("VmRSS") - file_backed()
+
+    def megabytes(self) -> float:
+        """What it is so far."""
+        if self._cuda:
+            return (torch.cuda.max_memory_allocated() - self._level) / 1e6
+        return (_status("VmHWM") - file_backed() - self._level) / 1e6
 
 
 def file_backed() -> float:

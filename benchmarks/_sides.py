@@ -1,8 +1,10 @@
 """The two trainers as they are measured: TRL's `DPOTrainer` and `GroupTrainer`, step by step.
 
-Both run their own `train()`, each in a thread that is let go for one optimiser step at a time. So a
-step is all that the trainer does for it: reading and collating rows, reference, forward, backward,
-clipping, optimiser, callbacks.
+Both run their own `train()`, each in a greenlet that is let go for one optimiser step at a time. So
+a step is all that the trainer does for it: reading and collating rows, reference, forward,
+backward, clipping, optimiser, callbacks. Threads would not do: each that computes has a team of
+OpenMP's of its own, and where teams are more than there are cores they sleep between operations,
+which makes a step up to a third slower than in training.
 
 The learning rate is 0: the optimiser does its work, and the weights stay, so that losses and
 gradients of a whole epoch can be compared between sides that walk it in different orders.
@@ -11,8 +13,6 @@ gradients of a whole epoch can be compared between sides that walk it in differe
 from __future__ import annotations
 
 import copy
-import queue
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from greenlet import getcurrent, greenlet
 from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, TrainerCallback
@@ -364,9 +365,7 @@ class Turns(TrainerCallback, AbstractContextManager["Turns"]):
     def __init__(self, trainer: Any, *, gradients: bool = True) -> None:
         self.trainer, self.tally = trainer, Tally()
         self._gradients = gradients
-        self._go, self._over = threading.Semaphore(0), False
-        self._ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._train, daemon=True)
+        self._training, self._over = greenlet(trainer.train), False
         self._cuda = trainer.args.device.type == "cuda"
         embedding: nn.Module = trainer.model.get_input_embeddings()
         embedding.register_forward_hook(self._count)
@@ -378,20 +377,13 @@ class Turns(TrainerCallback, AbstractContextManager["Turns"]):
     def step(self) -> float:
         """Seconds of one optimiser step; of the first one without what precedes it."""
         self._started = time.perf_counter()
-        if self._thread.ident is None:
-            self._thread.start()
-        else:
-            self._go.release()
-        failure = self._ended.get()
-        if failure is not None:
-            raise failure
+        self._training.switch()
         return time.perf_counter() - self._started
 
     def __exit__(self, *error: object) -> None:
         self._over = True
-        if self._thread.is_alive():
-            self._go.release()
-            self._thread.join()
+        if self._training:
+            self._training.switch()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Draws the adapter, the same one on every side, and starts the clock."""
@@ -416,8 +408,9 @@ class Turns(TrainerCallback, AbstractContextManager["Turns"]):
         """Waits for the next turn."""
         if self._cuda:
             torch.cuda.synchronize()
-        self._ended.put(None)
-        self._go.acquire()
+        waiting = getcurrent().parent
+        assert waiting is not None
+        waiting.switch()
         control.should_training_stop = self._over
 
     def _trained(self) -> list[tuple[str, Any]]:
@@ -435,12 +428,6 @@ class Turns(TrainerCallback, AbstractContextManager["Turns"]):
             self.tally.positions += inputs[0].numel()
         else:
             self.tally.others += inputs[0].numel()
-
-    def _train(self) -> None:
-        try:
-            self.trainer.train()
-        except BaseException as error:
-            self._ended.put(error)
 
 
 def difference(found: Tally, truth: Tally) -> float:

@@ -39,7 +39,7 @@ from alignment.objectives.base import (
 from alignment.objectives.cpo import CPO
 from alignment.objectives.distillm2 import DistiLLM2
 from alignment.objectives.gkd import GKD
-from benchmarks._measure import in_fresh_process, peak, reset_peak
+from benchmarks._measure import Growth, in_fresh_process
 
 METHODS: dict[str, Objective] = {
     "distillm2": DistiLLM2(skew="fixed"),
@@ -198,7 +198,7 @@ def measure(step: Step, results: Path) -> dict[str, float]:
     terms_of = chunked_terms if step.side == "chunked" else dense_terms
     objective = METHODS[step.method]
     loaded = load(step)
-    level = reset_peak(step.device)
+    growth = Growth(step.device)
     seconds = 0.0
     for _ in range(2):
         loaded.student.hidden.grad = loaded.student.weight.grad = None
@@ -211,7 +211,7 @@ def measure(step: Step, results: Path) -> dict[str, float]:
     grad = loaded.student.hidden.grad
     assert grad is not None
     torch.save({"loss": loss.detach().cpu(), "grad": grad.cpu()}, results)
-    return {"seconds": seconds, "megabytes": (peak(step.device) - level) / 1e6}
+    return {"seconds": seconds, "megabytes": growth.megabytes()}
 
 
 def compare(step: Step, rounds: int) -> dict[str, float | str]:

@@ -31,15 +31,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks._measure import (
-    be_quiet,
-    file_backed,
-    in_fresh_process,
-    peak,
-    release,
-    reset_peak,
-    table,
-)
+from benchmarks._measure import Growth, be_quiet, in_fresh_process, release, table
 
 if TYPE_CHECKING:
     from benchmarks._sides import Turns
@@ -166,7 +158,7 @@ def measure(points: Sequence[Point], steps: int) -> list[Figures]:
         _start(WARM_UP, steps, folder / "warm up")
         release()
         started = [_start(point, steps + 1, folder / str(i)) for i, point in enumerate(points)]
-        growth = _Growth()
+        growth = Growth()
         turns = [stack.enter_context(turn) for turn, _ in started]
         for turn in turns:
             turn.step()
@@ -193,7 +185,7 @@ def _start(point: Point, steps: int, folder: Path) -> tuple[Turns, dict[str, Any
     tokenizer = tiny_tokenizer([" ".join(_VOCABULARY)] * 2, vocab_size=600)
     objective = APO() if point.responses == 2 else GROUP_LOSS
     prepare = Preparation(Renderer(tokenizer, None), objective, chat=True)
-    growth = _Growth()
+    growth = Growth()
     start = time.perf_counter()
     groups = prepare(read_sources([Source(str(file))]))
     prepare_seconds = time.perf_counter() - start
@@ -214,16 +206,6 @@ def _start(point: Point, steps: int, folder: Path) -> tuple[Turns, dict[str, Any
         "step_operations": operations(shape, some, stored=False)
         / (1e6 * float(lengths[:batch].sum())),
     }
-
-
-class _Growth:
-    """Peak memory above the level now, without the pages of mapped files that were read since."""
-
-    def __init__(self) -> None:
-        self._level, self._mapped = reset_peak("cpu"), file_backed()
-
-    def megabytes(self) -> float:
-        return (peak("cpu") - self._level - (file_backed() - self._mapped)) / 1e6
 
 
 HEADER = (

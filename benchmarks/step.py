@@ -17,10 +17,10 @@ project's NCA.
 
 Groups of an epoch are spread evenly over the lengths of the data. Sides take turns step by step; a
 round is an epoch, its figure the mean over its steps, and shown are median and quartiles of rounds.
-Memory is the high-water mark minus the level before the first step, in a process for each side that
-takes one step on the batch of the longest groups and gives what it frees back at once. Differences
-of loss and gradient are relative to ours, summed over an epoch: the same groups whatever their
-order.
+Memory is the high-water mark minus the level before the first step, without mapped files such as
+libraries, in a process for each side that takes one step on the batch of the longest groups and
+gives what it frees back at once. Differences of loss and gradient are relative to ours, summed over
+an epoch: the same groups whatever their order.
 
 Below a table stand the time of our sides over that of their matrix products alone, and where ours
 spends it, by a profile of an epoch: element-wise is all that is no matrix product, attention, head,
@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from benchmarks._measure import Spread, be_quiet, in_fresh_process, peak, release, reset_peak, table
+from benchmarks._measure import Growth, Spread, be_quiet, in_fresh_process, release, table
 
 if TYPE_CHECKING:
     from alignment.core.packing import TokenGroup
@@ -220,9 +220,9 @@ def measure_peak(file: Path) -> float:
     trainer = trainer_for(side, shape, shape.model(), [batch], file.parent / "run", steps=1)
     trainer.remove_callback(PrinterCallback)
     release()
-    level = reset_peak(shape.device)
+    growth = Growth(shape.device)
     trainer.train()
-    return (peak(shape.device) - level) / 1e6
+    return growth.megabytes()
 
 
 HEADER = (
