@@ -66,6 +66,9 @@ class Options:
     )
 
 
+HELD = ("weights", "gathered", "trained_weights", "reference_and_teacher")
+
+
 def main(argv: list[str]) -> None:
     """Estimates all runs and prints them as a table."""
     options = parse(Options, argv, "python -m benchmarks.engines", __doc__)
@@ -111,7 +114,7 @@ def figures_of(
 def line(row: dict[str, Any]) -> str:
     """A line of the table in the docs."""
     memory, gib = row["memory"], 2**30
-    held = memory["weights"] + memory["trained_weights"] + memory["reference_and_teacher"]
+    held = sum(memory[name] for name in HELD)
     engine = "one process" if row["processes"] == 1 else "DDP"
     engine = f"ZeRO-{row['zero_stage']}" if row["zero_stage"] else engine
     seconds = float(f"{row['seconds_per_step']:.2g}")

@@ -26,7 +26,9 @@ collectives under ZeRO, and fragmentation.
 from __future__ import annotations
 
 import json
+import logging
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,7 +39,7 @@ import pyarrow.compute as pc
 import torch
 
 from alignment import compat
-from alignment.cli import parse, split
+from alignment.cli import UserError, parse, split
 from alignment.core.packing import Layout, best_row_length, fill_rows, pack
 from alignment.core.planning import Plan
 from alignment.core.ragged import without_padding
@@ -55,6 +57,8 @@ from alignment.trainers.config import GroupConfig
 from alignment.trainers.footprint import Footprint, Models, build_models, trace_step
 from alignment.trainers.loading import load_tokenizer
 from alignment.trainers.speed import Speed, measured_speed
+
+logger = logging.getLogger("alignment")
 
 _STATES = {"adamw": 2, "adamax": 2, "lion": 1, "rmsprop": 1, "adagrad": 1, "ademamix": 3}
 """Numbers that an optimiser keeps for each weight; by the beginning of its name."""
@@ -127,9 +131,11 @@ class Rows:
 def main(argv: list[str]) -> None:
     """`alignment estimate`."""
     compat.ignore_renamed()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     own, words = split(Options, argv)
     if {"-h", "--help"} & set(words):
         own, words = ["--help"], []
+    _refuse_launchers(words)
     options = parse(Options, own, "alignment estimate", __doc__)
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -137,6 +143,16 @@ def main(argv: list[str]) -> None:
     print(report(figures))
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def _refuse_launchers(words: Sequence[str]) -> None:
+    """Names the options that stand here for those that start processes."""
+    for word in words:
+        if word.partition("=")[0] in ("--launcher", "--gpus", "--processes", "--nodes"):
+            raise UserError(
+                f"unknown option {word.partition('=')[0]}; here processes are counted by "
+                "`--num_processes N`, and `--zero_stage 3` stands for ZeRO-3 or FSDP"
+            )
 
 
 def estimate(recipe: Recipe, options: Options) -> dict[str, Any]:
@@ -161,6 +177,7 @@ def estimate(recipe: Recipe, options: Options) -> dict[str, Any]:
     members = largest_bin(plan)
     pad = load_tokenizer(str(recipe.model.model_name_or_path), args).pad_token_id or 0
     batch = pack([train[index] for index in members], layout, pad)
+    logger.info("following a step of %d tokens on tensors without data", batch.input_ids.numel())
     found = {
         checkpointing: trace_step(
             _models(recipe),
@@ -186,6 +203,7 @@ def estimate(recipe: Recipe, options: Options) -> dict[str, Any]:
         groups = [train[index] for index in members]
         rank = recipe.model.lora_r if recipe.model.use_peft else None
         dtype = torch.bfloat16 if args.bf16 else models.base.dtype
+        logger.info("timing layers and a head of these widths here; `--flops` saves it")
         speed = measured_speed(
             models.base.config,
             groups,
@@ -203,7 +221,7 @@ def estimate(recipe: Recipe, options: Options) -> dict[str, Any]:
         "layout_reason": reason,
         "tokens": asdict(tokens),
         "steps": steps,
-        "groups_per_step": plan.batch_size,
+        "groups_per_step": min(plan.batch_size, len(train)),
         "passes_per_step": plan.accumulation,
         "largest_pass": batch.input_ids.numel(),
         "processes": processes,
@@ -257,7 +275,8 @@ def memory_of(found: Footprint, args: GroupConfig, options: Options) -> dict[str
     if stage and found.trained < 4 * found.trained_count:
         optimiser += 4 * found.trained_count  # DeepSpeed trains a float32 copy of narrower weights
     fixed = {
-        "weights": found.weights * whole + gathered,
+        "weights": found.weights * whole,
+        "gathered": gathered,
         "reference_and_teacher": found.copies * whole,
         "trained_weights": found.trained * whole,
         "optimiser": optimiser * part,
@@ -313,7 +332,7 @@ def _models(recipe: Recipe) -> Models:
 def report(figures: dict[str, Any]) -> str:
     """The figures of `estimate` as lines for a reader."""
     tokens, memory = figures["tokens"], figures["memory"]
-    unique = tokens["unique"]
+    unique, gathered = tokens["unique"], memory["gathered"]
     rejected = sum(figures["rejected"].values())
     on = figures["checkpointing"]
 
@@ -332,9 +351,7 @@ def report(figures: dict[str, Any]) -> str:
         "tokens of an epoch, unique": f"{unique:,}",
         "  one padded row per response": waste("padded_rows"),
         "  plain layout": waste("plain"),
-        f"  {'shared' if figures['layout'] != 'plain' else 'shared, if it could'} layout": waste(
-            "shared"
-        ),
+        f"  shared layout{', if it could' * (figures['layout'] == 'plain')}": waste("shared"),
         "layout": f"{figures['layout']}: {figures['layout_reason']}",
         "optimiser steps": f"{figures['steps']:,} of {figures['groups_per_step']} groups",
         "forward passes of a step": f"{figures['passes_per_step']} per process",
@@ -342,6 +359,7 @@ def report(figures: dict[str, Any]) -> str:
         "memory of a process": f"{figures['processes']} processes, "
         f"ZeRO stage {figures['zero_stage']}",
         "  frozen weights": size(memory["weights"]),
+        **({"  one layer, gathered": size(gathered)} if gathered else {}),
         "  reference, teacher": size(memory["reference_and_teacher"]),
         "  trained weights": size(memory["trained_weights"]),
         "  optimiser": size(memory["optimiser"]),

@@ -31,9 +31,9 @@ def test_one_trace_serves_all_engines(words: list[str]):
 
 
 def test_a_line_names_the_engine_and_rounds_to_two_digits():
-    memory = dict.fromkeys(("weights", "trained_weights", "reference_and_teacher"), 2.0**30)
+    memory = dict.fromkeys(engines.HELD, 2.0**30)
     row: dict[str, Any] = {"size": "8B", "trained": "full", "memory": {**memory, "total": 2.0**32}}
     row |= {"processes": 8, "zero_stage": 3, "seconds_per_step": 367.2}
-    assert engines.line(row) == "| 8B | full | 8 | ZeRO-3 | 3.0 | 4.0 | 370 |"
+    assert engines.line(row) == "| 8B | full | 8 | ZeRO-3 | 4.0 | 4.0 | 370 |"
     assert "| DDP |" in engines.line({**row, "zero_stage": 0})
     assert "| one process |" in engines.line({**row, "zero_stage": 0, "processes": 1})

@@ -76,9 +76,9 @@ def test_zero_2_divides_gradients_and_states():
 
 
 def test_zero_3_divides_weights_too_but_one_layer():
-    """800 / 4 + 100, 200 / 4 and 40 / 4."""
+    """800 / 4 and the 100 of a layer, 200 / 4 and 40 / 4."""
     divided = memory(num_processes=4, zero_stage=3)
-    assert divided["weights"] == 300
+    assert (divided["weights"], divided["gathered"]) == (200, 100)
     assert divided["reference_and_teacher"] == 50
     assert divided["trained_weights"] == 10
 
@@ -125,6 +125,7 @@ def test_processes_share_the_batch(tmp_path: Path, model_dir: Path):
         ({"learning_rat": 1}, "did you mean `--learning_rate`"),
         ({"zero_stage": 4}, "one of 0, 1, 2, 3"),
         ({"num_processes": 0}, "at least 1"),
+        ({"launcher": "zero3"}, "`--zero_stage 3` stands for ZeRO-3 or FSDP"),
     ],
 )
 def test_bad_input_is_one_line(
