@@ -251,12 +251,18 @@ def run(
     leave(status)
 
 
+def _is_no_missing_gpu(record: logging.LogRecord) -> bool:
+    return "Setting accelerator to CPU" not in record.getMessage()
+
+
 def quieten() -> None:
     """Silences what libraries tell of every request and lock, and an alarming word on import."""
     for noisy in ("filelock", "httpcore", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # An optional kernel that is missing reads like a broken installation.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # So does DeepSpeed's word, on standard output, that it sees no GPU; `alignment doctor` tells.
+    logging.getLogger("DeepSpeed").addFilter(_is_no_missing_gpu)
 
 
 def say(text: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -17,12 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from alignment.cli import quieten
+
 
 def be_quiet() -> None:
     """Keeps libraries from reporting, downloading and chatting; call it before importing them."""
     for name in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE", "TQDM_DISABLE"):
         os.environ.setdefault(name, "1")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    quieten()
     # TRL and peft ask for settings by names that transformers has changed.
     warnings.filterwarnings("ignore", category=FutureWarning)
 

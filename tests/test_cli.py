@@ -1,12 +1,13 @@
 """Options from YAML and the command line, and what a user sees when they are wrong."""
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
-from alignment.cli import UserError, load_recipe, load_yaml, nearest, parse, run
+from alignment.cli import UserError, load_recipe, load_yaml, nearest, parse, quieten, run
 
 
 @dataclass
@@ -194,3 +195,15 @@ def test_words_before_the_first_option_go_to_the_field_that_takes_them(
     with pytest.raises(SystemExit):
         parse(Options, ["--help"], "alignment test", bare="model")
     assert capsys.readouterr().out.startswith("usage: alignment test MODEL [--config")
+
+
+def test_what_libraries_say_of_a_missing_gpu_is_no_alarm(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quieten()
+    logger = logging.getLogger("DeepSpeed")
+    monkeypatch.setattr(logger, "propagate", True)
+    with caplog.at_level("INFO", logger="DeepSpeed"):
+        logger.warning("Setting accelerator to CPU. If you have GPU or other accelerator, ...")
+        logger.warning("another word")
+    assert [record.getMessage() for record in caplog.records] == ["another word"]
