@@ -403,7 +403,7 @@ class Preparation:
             try:
                 yield self._record(origin, row)
             except RowError as error:
-                yield _rejected(origin, row, error)
+                yield _rejected(origin, row, _with_likely_column(error, row))
 
     def _record(self, origin: str, row: Mapping[str, Any] | Group) -> dict[str, Any]:
         group = row if isinstance(row, Group) else group_from_row(row)
@@ -517,6 +517,22 @@ def _check_aspects(group: Group, name: str, dimensions: int | None) -> None:
             f"{name} needs `aspects`, {dimensions} numbers for each response (null where nobody "
             f"judged); this row has {there}",
         )
+
+
+_OTHER_NAMES = {
+    "lacks_rewards": ("rewards", ("scores", "ratings", "score", "rating")),
+    "no_prompt": ("prompt", ("question", "query", "instruction")),
+}
+"""By reject code, a column and what others call it."""
+
+
+def _with_likely_column(error: RowError, row: Mapping[str, Any] | Group) -> RowError:
+    """The same error; it names a column that may hold what is lacking under another name."""
+    name, others = _OTHER_NAMES.get(error.reason, ("", ()))
+    there = None if isinstance(row, Group) else next(filter(row.get, others), None)
+    if there is None:
+        return error
+    return RowError(error.reason, f"{error}; if `{there}` holds it, rename that to `{name}`")
 
 
 def _rejected(origin: str, row: Mapping[str, Any] | Group, error: RowError) -> dict[str, Any]:

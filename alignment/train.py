@@ -21,7 +21,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,11 +138,26 @@ def recipe_keys() -> set[str]:
     return {f.name for kind in _KINDS for f in dataclasses.fields(kind) if f.init}
 
 
+_MISTYPED = re.compile(r"argument --(\w+)\S*: invalid (\w+) value: '(.*)'")
+_TYPES = {"int": "a whole number", "float": "a number"}
+
+_ELSEWHERE = {
+    "beta": "in `objective_kwargs`, such as `{beta: 0.1}`",
+    "label_smoothing": "in `objective_kwargs`",
+    "loss_type": "in `objective`, which names the loss",
+}
+"""Where keys of TRL's trainers stand here, whose nearest ones mean something else."""
+
+
 class _Parser(TrlParser):
     """TRL's parser; what argparse would answer with its usage is one line here."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+        found = _MISTYPED.match(message)
+        if found is None:
+            raise UserError(message)
+        key, kind, value = found.groups()
+        raise UserError(f"`{key}` takes {_TYPES.get(kind, kind)}, got `{value}`")
 
 
 def parse_recipe(argv: Sequence[str]) -> Recipe:
@@ -163,7 +178,8 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
             if name == "dry_run":
                 raise UserError("a dry run is started by `alignment train --dry-run`")
             if name not in known and name.removeprefix("no_") not in known and name != "help":
-                raise unknown("option", flag, [f"--{key}" for key in known])
+                raise _unknown("option", flag, name, [f"--{key}" for key in known])
+    _check_json(config, words)
     _check_mixture(config.get("datasets") or [])
     parser = _Parser(_KINDS, prog="alignment train", description=__doc__)
     try:
@@ -175,6 +191,38 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
         raise UserError(str(error)) from None
     recipe.training.model_init_kwargs = model_init_kwargs(recipe)
     return recipe
+
+
+def _unknown(what: str, shown: str, key: str, known: Iterable[str]) -> UserError:
+    if key not in _ELSEWHERE:
+        return unknown(what, shown, known)
+    return UserError(
+        f"unknown {what} `{shown}`; here it stands {_ELSEWHERE[key]} (`alignment migrate` makes a "
+        "recipe of TRL's)"
+    )
+
+
+def _check_json(config: Mapping[str, Any], words: Sequence[str]) -> None:
+    """Checks settings that are mappings; what reads them does not name the key.
+
+    Raises:
+        UserError: One is no JSON.
+    """
+    given = [*config.items()]
+    for flag, following in zip(words, [*words[1:], ""], strict=False):
+        name, is_joined, value = flag.partition("=")
+        if name.startswith("--"):
+            given.append((name[2:].replace("-", "_"), value if is_joined else following))
+    for key, value in given:
+        is_text = isinstance(value, str) and value.startswith("{")
+        if is_text and key.endswith(("_kwargs", "_config")):
+            try:
+                json.loads(value)
+            except json.JSONDecodeError as error:
+                raise UserError(
+                    f"`{key}` is no JSON ({error}): `{value}`; write it as '{{\"key\": 1}}', with "
+                    "the single quotes on a command line"
+                ) from None
 
 
 def _from_files(argv: Sequence[str], known: set[str]) -> tuple[dict[str, Any], list[str]]:
@@ -193,7 +241,7 @@ def _from_files(argv: Sequence[str], known: set[str]) -> tuple[dict[str, Any], l
         del words[place : place + 2]
         for key, value in load_recipe(path).items():
             if key not in known:
-                raise unknown(f"key in {path}", key, known)
+                raise _unknown(f"key in {path}", key, key, known)
             config[key] = value
     return config, words
 
@@ -251,24 +299,26 @@ def build_trainer(recipe: Recipe, *, keep_rejects: bool = True) -> GroupTrainer:
     check_engine(args, model.attn_implementation)
     fresh = fresh_adapter(recipe)
     _check_steering(objective_of(recipe), fresh, recipe.data.adapter_name_or_path)
-    check_output(Path(args.output_dir))
-    args.resume_from_checkpoint = _checkpoint(args)
+    folder = Path(args.output_dir)
+    check_output(folder)
+    asked = args.resume_from_checkpoint
+    args.resume_from_checkpoint = resolve(asked, folder)
     try:
         train, evaluation = prepare_data(recipe)
     except NothingUsable as error:
         if not keep_rejects:
             raise
-        rejects = Path(args.output_dir) / "rejects.jsonl"
+        rejects = folder / "rejects.jsonl"
         error.groups.write_rejects(rejects)
         raise UserError(f"{error}; all rows with their reasons: {rejects}") from None
-    _report_data(train, evaluation)
+    _report_data(train, evaluation, args.planned_batch_size)
     if keep_rejects and PartialState().is_main_process:
-        _write_rejects(train, evaluation, Path(args.output_dir))
+        _write_rejects(train, evaluation, folder)
     policy: Any = model.model_name_or_path
     try:
         if recipe.data.adapter_name_or_path is not None:
             policy = _continued(recipe)
-        return GroupTrainer(
+        trainer = GroupTrainer(
             policy,
             args,
             train,
@@ -283,6 +333,9 @@ def build_trainer(recipe: Recipe, *, keep_rejects: bool = True) -> GroupTrainer:
         )
     except _REFUSALS as error:
         raise _refused(error) from error
+    if trainer.is_world_process_zero():
+        _report_start(folder, asked, args.resume_from_checkpoint)
+    return trainer
 
 
 def take_steps(trainer: GroupTrainer) -> None:
@@ -294,6 +347,8 @@ def take_steps(trainer: GroupTrainer) -> None:
     """
     try:
         trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+        if str(trainer.args.resume_from_checkpoint).endswith(f"-{trainer.state.global_step}"):
+            logger.info("the run was complete: no step was left to take")
     except (KeyError, *_REFUSALS) as error:
         # The scheduler is the last to be made before the first step.
         if trainer.lr_scheduler is not None and "`metric_for_best_model`" not in str(error):
@@ -423,24 +478,19 @@ def _words(word: str) -> list[str]:
     return word.split("=", 1) if word.startswith("--config=") else [word]
 
 
-def _checkpoint(args: GroupConfig) -> str | None:
-    """The checkpoint to resume from; with `latest`, None where there is none yet.
-
-    A run that is going to be written over is told.
-    """
-    folder = Path(args.output_dir)
-    wanted = resolve(args.resume_from_checkpoint, folder)
-    if not PartialState().is_main_process:
-        return wanted
-    if wanted:
-        logger.info("going on from %s", wanted)
-    elif last := next(iter(checkpoints(folder)), None):
+def _report_start(folder: Path, asked: str | bool | None, found: str | None) -> None:
+    """Tells where a run goes on, or what it is going to be written over."""
+    if found:
+        logger.info("going on from %s", found)
+        return
+    if asked:
+        logger.info("there is no checkpoint in %s yet: starting at the first step", folder)
+    if last := next(iter(checkpoints(folder)), None):
         logger.warning(
             "starting anew over %s; `--resume_from_checkpoint latest` would go on from it", last
         )
     elif any(folder.glob("*.safetensors")):
         logger.warning("starting anew over the run in %s; another `output_dir` keeps it", folder)
-    return wanted
 
 
 @contextmanager
@@ -579,8 +629,10 @@ def check_output(folder: Path) -> None:
         ) from None
 
 
-def _report_data(train: GroupDataset, evaluation: GroupDataset | None) -> None:
+def _report_data(train: GroupDataset, evaluation: GroupDataset | None, batch: int) -> None:
     logger.info("training data: %s", train.report)
+    if batch > len(train):
+        logger.info("a step is to take %d groups: it takes the %d there are", batch, len(train))
     if evaluation is not None:
         logger.info("evaluation data: %s", evaluation.report)
 

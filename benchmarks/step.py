@@ -343,9 +343,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", nargs="+", choices=sorted({work.data for work in WORKS}))
     parser.add_argument("--responses", nargs="+", type=int, help="only these sizes of a group")
     parser.add_argument("--vocabulary", nargs="+", type=int, help="only these")
-    parser.add_argument("--batch", type=int, help="groups of a step")
-    parser.add_argument("--steps", type=int, help="of an epoch, which is a round")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--batch", type=int, help="groups of a step (4; 2 where steps are long)")
+    parser.add_argument("--steps", type=int, help="of an epoch, which is a round (2 or 3)")
+    parser.add_argument("--rounds", type=int, default=2, help="epochs (2)")
     parser.add_argument("--checkpointing", action="store_true", help="of activations, on all sides")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -370,7 +370,10 @@ def run(works: Mapping[Work, Size], options: argparse.Namespace) -> None:
     from benchmarks._data import shared_file
 
     if shared_file() is None:
-        print(f"{REAL} is left out: its file is not there (ALIGNMENT_SHARED names its folder)")
+        print(
+            f"{REAL} is left out: there is no rewards/alpaca_eval_k8.jsonl.gz (rows of `prompt`, "
+            "`responses` and `rewards`) in the folder that ALIGNMENT_SHARED names"
+        )
         works = {work: size for work, size in works.items() if work.data != REAL}
     print(LEGEND, end="")
     found = [report(work, size, options) for work, size in works.items()]

@@ -168,6 +168,35 @@ def evaluated_at(out: Path) -> list[int]:
     return [entry["step"] for entry in entries if "eval_loss" in entry]
 
 
+def test_a_first_start_and_one_too_many_are_told(
+    recipe: Recipe, out: Path, caplog: pytest.LogCaptureFixture
+):
+    """Six pairs cannot fill a step of eight."""
+    words = recipe(max_steps=1, save_strategy="steps", save_steps=1, global_batch_size=8)
+    words += ["--resume_from_checkpoint", "latest"]
+    with caplog.at_level("INFO"):
+        main(words)
+        assert f"there is no checkpoint in {out} yet: starting at the first step" in caplog.text
+        assert "a step is to take 8 groups: it takes the 6 there are" in caplog.text
+        assert "the run was complete" not in caplog.text
+        main(words)
+    assert "the run was complete: no step was left to take" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "words", [["--objective_kwargs", "{beta: 1"], ["--objective-kwargs={beta: 1"]]
+)
+def test_a_mapping_that_is_no_json_names_its_option(words: list[str], recipe: Recipe):
+    assert "`objective_kwargs` is no JSON" in refusal([*recipe(), *words])
+
+
+def test_a_column_that_may_hold_what_is_lacking_is_named(recipe: Recipe, out: Path):
+    row = {"prompt": QUESTION, "responses": [GOOD, BAD], "scores": [1.0, 0.0]}
+    assert "if `scores` holds it, rename that to `rewards`" in refusal(
+        recipe([row], objective="nca")
+    )
+
+
 def test_a_part_of_the_data_is_held_out(
     recipe: Recipe, out: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -270,9 +299,20 @@ def test_words_of_the_command_line_win_over_the_recipe(
         ([{**PAIR, "chosen": GOOD * 60}], "too_long"),
         ([{"prompt": QUESTION, "completion": GOOD}], "lacks_pairs"),
         ([{"question": QUESTION, "answer": GOOD}], "unknown"),
+        ([{"question": QUESTION, "chosen": GOOD, "rejected": BAD}], "no_prompt"),
         ([{"prompt": 7, "chosen": GOOD, "rejected": BAD}], "bad_type"),
     ],
-    ids=["prompt", "empty", "equal", "long-prompt", "long", "labels", "columns", "type"],
+    ids=[
+        "prompt",
+        "empty",
+        "equal",
+        "long-prompt",
+        "long",
+        "labels",
+        "columns",
+        "question",
+        "type",
+    ],
 )
 def test_rows_that_cannot_be_used_are_named_with_their_reason(
     rows: list[Any], reason: str, recipe: Recipe, out: Path
@@ -317,7 +357,9 @@ def test_a_missing_file_is_named_with_its_neighbour(recipe: Recipe, tmp_path: Pa
         ({"objective": "nca"}, r"NCA needs .*rewards"),
         ({"layout": "shard"}, r"layout is `shard`; it must be one of"),
         ({"max_length": 0}, r"max_length is 0; it must be at least 1"),
-        ({"max_steps": "many"}, r"max_steps.*many"),
+        ({"max_steps": "many"}, r"`max_steps` takes a whole number, got `many`"),
+        ({"beta": 0.1}, r"unknown key in .* `beta`; here it stands in `objective_kwargs`, such as"),
+        ({"objective_kwargs": "{beta: 0.1"}, r"`objective_kwargs` is no JSON .*: `\{beta: 0.1`;"),
         ({"test_split_size": 6}, r"test_split_size 6.* of 6 groups leaves one part empty"),
         ({"eval_strategy": "steps"}, r"has no `test` split to evaluate on"),
         ({"do_eval": True}, r"has no `test` split to evaluate on: set `eval_dataset_name`, or"),
