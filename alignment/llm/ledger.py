@@ -67,6 +67,9 @@ _REMEDIES = {
     sqlite3.SQLITE_READONLY: "name another with `--ledger`",
     sqlite3.SQLITE_CANTOPEN: "name another with `--ledger`",
 }
+_PATIENCE = 60.0
+"""Seconds to wait for another process."""
+
 _NO_REPLY = {field.name: None for field in fields(Reply)}
 
 
@@ -183,7 +186,7 @@ class Ledger:
         if path is not None:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         with self._told():
-            self._db = sqlite3.connect(path or ":memory:", timeout=60, isolation_level=None)
+            self._db = sqlite3.connect(path or ":memory:", timeout=_PATIENCE, isolation_level=None)
             self._open()
             self._answering = [self._db, *_read_only(behind)]
 
@@ -341,9 +344,24 @@ class Ledger:
         remedy = _REMEDIES.get(code, "move the file away to start a new one")
         return UserError(f"cannot use the ledger {self.path}: {error}; {remedy}")
 
+    def _write_ahead(self) -> None:
+        """Switches to WAL mode: a commit survives the death of the process, not every power cut.
+
+        For others who open a new file at the same moment SQLite does not wait here by itself.
+        """
+        until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
+
     def _open(self) -> None:
-        # In WAL mode a commit survives the death of the process, if not always a power cut.
-        self._db.execute("PRAGMA journal_mode = WAL")
+        self._write_ahead()
         self._db.execute("PRAGMA synchronous = NORMAL")
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")

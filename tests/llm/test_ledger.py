@@ -183,3 +183,25 @@ def test_a_damaged_ledger_is_refused(tmp_path: Path):
     path = damaged(tmp_path)
     with pytest.raises(UserError, match="move the file away to start a new one"):
         Ledger(path)
+
+
+def test_processes_that_open_a_new_ledger_at_once_wait_for_each_other(tmp_path: Path):
+    """SQLite does not wait by itself where the file is switched to WAL mode."""
+    for number in range(60):
+        gate, opener = os.pipe()
+        children = []
+        for _ in range(6):
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    os.close(opener)
+                    os.read(gate, 1)
+                    Ledger(tmp_path / f"{number}.ledger")
+                    status = 0
+                finally:
+                    os._exit(status)
+            children.append(child)
+        os.close(gate)
+        os.close(opener)
+        assert [os.waitpid(child, 0)[1] for child in children] == [0] * 6
