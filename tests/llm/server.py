@@ -6,6 +6,7 @@ import json
 import random
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -59,6 +60,7 @@ class ScriptedServer:
         headers: Their headers, names in lower case.
         most_in_flight: Most calls that were in work at the same time.
         in_flight: Calls that are in work now.
+        connections: Connections that have been accepted and are not done with.
         open: Cleared, it keeps answers back until it is set again.
     """
 
@@ -70,6 +72,7 @@ class ScriptedServer:
         self.headers: list[Mapping[str, str]] = []
         self.most_in_flight = 0
         self.in_flight = 0
+        self.connections = 0
         self.open = threading.Event()
         self.open.set()
         self._lock = threading.Lock()
@@ -88,6 +91,20 @@ class ScriptedServer:
     def leave(self) -> None:
         with self._lock:
             self.in_flight -= 1
+
+    def connect(self, change: int) -> None:
+        with self._lock:
+            self.connections += change
+
+    def settle(self) -> None:
+        """Waits until everything that clients sent before they were killed has arrived.
+
+        Connections are accepted in their order, so those that wait come before this one.
+        """
+        with urllib.request.urlopen(f"{self.url}/models") as answer:
+            answer.read()
+        while self.connections:
+            time.sleep(0.001)
 
 
 def last_words(body: Body) -> str:
@@ -159,7 +176,7 @@ def serve(
     class Handler(_Handler):
         scripted = server
 
-    with listening(Handler, port) as server.url:
+    with listening(Handler, port, server.connect) as server.url:
         try:
             yield server
         finally:
@@ -169,15 +186,35 @@ def serve(
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 512
+    connect: Callable[[int], None]
+
+    def process_request(self, *request: Any) -> None:
+        self.connect(1)
+        super().process_request(*request)
+
+    def shutdown_request(self, request: Any) -> None:
+        super().shutdown_request(request)
+        self.connect(-1)
 
     def handle_error(self, *_: object) -> None:
         """Stays silent: clients that are killed leave broken pipes."""
 
 
 @contextmanager
-def listening(handler: type[BaseHTTPRequestHandler], port: int = 0) -> Iterator[str]:
-    """Answers requests in a thread until the block ends; gives the address of the API."""
+def listening(
+    handler: type[BaseHTTPRequestHandler],
+    port: int = 0,
+    connect: Callable[[int], None] = lambda change: None,
+) -> Iterator[str]:
+    """Answers requests in a thread until the block ends; gives the address of the API.
+
+    Args:
+        handler: Of a connection.
+        port: Where; any free one by default.
+        connect: Is told by how many connections there are more.
+    """
     http = _Server(("127.0.0.1", port), handler)
+    http.connect = connect
     thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:

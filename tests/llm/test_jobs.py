@@ -120,8 +120,7 @@ def kill(job: Job, server: ScriptedServer, stage: str, target: int, lost: int) -
     running.kill()
     running.communicate()
     server.open.set()
-    while server.in_flight:
-        time.sleep(0.001)
+    server.settle()
 
 
 def killed_and_rerun(folder: Path, rows: int, kills: int, seed: int) -> None:
