@@ -197,13 +197,13 @@ def test_words_before_the_first_option_go_to_the_field_that_takes_them(
     assert capsys.readouterr().out.startswith("usage: alignment test MODEL [--config")
 
 
-def test_what_libraries_say_of_a_missing_gpu_is_no_alarm(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_libraries_say_of_a_missing_gpu_is_no_alarm() -> None:
     quieten()
     logger = logging.getLogger("DeepSpeed")
-    monkeypatch.setattr(logger, "propagate", True)
-    with caplog.at_level("INFO", logger="DeepSpeed"):
-        logger.warning("Setting accelerator to CPU. If you have GPU or other accelerator, ...")
-        logger.warning("another word")
-    assert [record.getMessage() for record in caplog.records] == ["another word"]
+
+    def passes(message: str) -> bool:
+        record = logger.makeRecord("DeepSpeed", logging.WARNING, "", 0, message, (), None)
+        return bool(logger.filter(record))
+
+    assert not passes("Setting accelerator to CPU. If you have GPU or other accelerator, ...")
+    assert passes("another word")
