@@ -351,7 +351,9 @@ def report(figures: dict[str, Any]) -> str:
         "tokens of an epoch, unique": f"{unique:,}",
         "  one padded row per response": waste("padded_rows"),
         "  plain layout": waste("plain"),
-        f"  shared layout{', if it could' * (figures['layout'] == 'plain')}": waste("shared"),
+        "  shared layout"
+        if figures["layout"] != "plain"
+        else "  shared layout, if it could": waste("shared"),
         "layout": f"{figures['layout']}: {figures['layout_reason']}",
         "optimiser steps": f"{figures['steps']:,} of {figures['groups_per_step']} groups",
         "forward passes of a step": f"{figures['passes_per_step']} per process",
