@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import difflib
 import json
 import logging
+import os
 import sys
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -225,7 +227,6 @@ def run(
     main: Callable[[list[str]], Any],
     argv: Sequence[str] | None = None,
     tell: Callable[[str, int], None] = print_error,
-    leave: Callable[[int], NoReturn] = sys.exit,
 ) -> None:
     """Calls a command's `main` and ends the process: 0, or one line about what to mend and 2.
 
@@ -235,8 +236,8 @@ def run(
         main: Takes the words after the command.
         argv: Those words; the process's own by default.
         tell: What is done with the line, and with what the process ends.
-        leave: Ends the process with a status.
     """
+    quieten()
     try:
         main(list(sys.argv[1:] if argv is None else argv))
         leave(0)
@@ -249,6 +250,21 @@ def run(
         message, status = "interrupted", 130
     tell(message, status)
     leave(status)
+
+
+def leave(status: int) -> NoReturn:
+    """Ends a process; one of several as `multiprocessing` ends its own: the interpreter stays up.
+
+    The threads of gloo outlive their group, as DDP holds on to it. One that lets go of the tensor
+    of the last collective while the interpreter is taken down aborts the process ("terminate called
+    without an active exception"), after all has been saved.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        sys.exit(status)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _is_no_missing_gpu(record: logging.LogRecord) -> bool:

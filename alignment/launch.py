@@ -6,7 +6,6 @@ is told, in the one line it would have printed alone; its exit code becomes that
 
 from __future__ import annotations
 
-import atexit
 import json
 import logging
 import os
@@ -234,21 +233,6 @@ def supervised(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]
             raise
 
     return wrapped
-
-
-def leave(status: int) -> NoReturn:
-    """Ends a process; one of several as `multiprocessing` ends its own: the interpreter stays up.
-
-    The threads of gloo outlive their group, as DDP holds on to it. One that lets go of the tensor
-    of the last collective while the interpreter is taken down aborts the process ("terminate called
-    without an active exception"), after all has been saved.
-    """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        sys.exit(status)
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def _start(words: list[str]) -> None:

@@ -678,4 +678,4 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run(launch.supervised(main), tell=launch.tell, leave=launch.leave)
+    run(launch.supervised(main), tell=launch.tell)

@@ -240,7 +240,7 @@ def test_a_process_that_lost_its_peers_waits_for_the_launcher(
 
 ENDING = """
 import atexit, sys
-from alignment import launch
+from alignment.cli import leave
 
 class Kept:
     def __del__(self):
@@ -249,7 +249,7 @@ class Kept:
 kept = Kept()
 atexit.register(sys.stderr.write, "handled, ")
 sys.stdout.write("written")
-launch.leave(3)
+leave(3)
 """
 
 

@@ -335,6 +335,7 @@ def report(figures: dict[str, Any]) -> str:
     unique, gathered = tokens["unique"], memory["gathered"]
     rejected = sum(figures["rejected"].values())
     on = figures["checkpointing"]
+    shared = "  shared layout" + (", if it could" if figures["layout"] == "plain" else "")
 
     def waste(name: str) -> str:
         return f"{tokens[name]:,} ({tokens[name] / unique:.2f} of unique)"
@@ -351,9 +352,7 @@ def report(figures: dict[str, Any]) -> str:
         "tokens of an epoch, unique": f"{unique:,}",
         "  one padded row per response": waste("padded_rows"),
         "  plain layout": waste("plain"),
-        "  shared layout"
-        if figures["layout"] != "plain"
-        else "  shared layout, if it could": waste("shared"),
+        shared: waste("shared"),
         "layout": f"{figures['layout']}: {figures['layout_reason']}",
         "optimiser steps": f"{figures['steps']:,} of {figures['groups_per_step']} groups",
         "forward passes of a step": f"{figures['passes_per_step']} per process",

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tqdm import tqdm
 
 from alignment import compat
-from alignment.cli import UserError, check_counts, parse, quieten, run
+from alignment.cli import UserError, check_counts, parse, run
 from alignment.core.rows import read_rows
 from alignment.decoding.figures import Figures, peak_memory
 from alignment.decoding.in_context import STOP
@@ -125,7 +125,6 @@ def generate(options: Options) -> MapReport:
 
 def main(argv: list[str]) -> None:
     """`alignment generate`."""
-    quieten()
     compat.ignore_renamed()
     options = parse(Options, argv, "alignment generate", __doc__)
     report = generate(options)

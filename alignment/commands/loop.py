@@ -13,7 +13,7 @@ import logging
 import sys
 from typing import Any
 
-from alignment.cli import parse, quieten, run, say
+from alignment.cli import parse, run, say
 from alignment.llm.lock import locked
 from alignment.rounds.loop import load_loop
 from alignment.rounds.options import Options, check_keys
@@ -46,7 +46,6 @@ def loop(options: Options) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
     """`alignment loop`."""
     options = parse(Options, argv, "alignment loop", __doc__)
-    quieten()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for line in lines(loop(options)):
         say(line)

@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from alignment import compat
 from alignment.adapters.base import load_adapter, read_settings
-from alignment.cli import UserError, parse, quieten, say
+from alignment.cli import UserError, parse, say
 from alignment.core.preflight import LOGP_TOLERANCE
 from alignment.core.rows import read_rows
 from alignment.trainers.loading import not_a_model
@@ -103,7 +103,6 @@ def main(argv: list[str]) -> None:
     Raises:
         UserError: Base, adapter or output cannot be used, or the merged model says something else.
     """
-    quieten()
     compat.ignore_renamed()
     options = parse(Options, argv, "alignment merge", __doc__)
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):

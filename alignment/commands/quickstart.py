@@ -20,7 +20,7 @@ import torch
 import transformers
 
 from alignment import __version__
-from alignment.cli import UserError, check_counts, parse, quieten, run, say
+from alignment.cli import UserError, check_counts, parse, run, say
 from alignment.llm.fingerprint import fingerprint
 from alignment.llm.protocol import going_on_by_itself
 from alignment.objectives import load_objective
@@ -117,7 +117,6 @@ class Cast(NamedTuple):
 def main(argv: list[str]) -> None:
     """`alignment quickstart`."""
     options = parse(Options, argv, "alignment quickstart", __doc__)
-    quieten()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()

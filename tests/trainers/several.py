@@ -7,7 +7,6 @@ Starting processes takes most of the time of a tiny run, so tests share one star
 
 from __future__ import annotations
 
-from alignment import launch
 from alignment.cli import run
 from alignment.train import main
 
@@ -28,4 +27,4 @@ def train_all(recipes: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(train_all, leave=launch.leave)
+    run(train_all)
